@@ -1,0 +1,124 @@
+"""Recipe sections that say what is read and which columns mean what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from prismrec.config.section import Section
+
+
+class Splits(Section):
+    """Row filters; each is a list of conditions `column op literal`, all of which must hold.
+
+    Operators are ==, !=, <, <=, >, >=. Strings stand in single quotes. No condition takes every row.
+    """
+
+    train: tuple[str, ...] = ()
+    """Rows to train on."""
+    valid: tuple[str, ...] | None = None
+    """Rows evaluated during training; without it there is no evaluation during training."""
+    test: tuple[str, ...] | None = None
+    """Rows evaluated once at the end."""
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class DataSection(Section):
+    """Where the rows are and how they reach the ranks."""
+
+    path: str
+    """A directory of Parquet files with a `schema.json`, local or any fsspec URL."""
+    global_batch_size: int = Field(default=4096, ge=1)
+    """Rows of one step over all ranks; a multiple of `lanes`."""
+    lanes: int = Field(default=8, ge=1)
+    """Pieces of equal size the rows are cut into; a multiple of every world size the run may take."""
+    order: Literal["shuffle", "file", "time"] = "shuffle"
+    """Training order: shuffled by seed and epoch, as the files lie, or by the schema's time column."""
+    shuffle_rows: int = Field(default=65_536, ge=1)
+    """Rows of the shuffle buffer of one lane."""
+    open_lanes: int = Field(default=16, ge=1)
+    """Most row groups one rank may hold decoded; at least the lanes of a rank."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches made ahead of the step, per rank."""
+    splits: Splits = Splits()
+
+
+def _feature(value: Any) -> Any:
+    """A bare column name stands for a feature of that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class SparseFeature(Section):
+    """A feature that looks rows up in a table: one id, or a bag of ids, per example."""
+
+    name: str
+    """Name of the feature (a field of the model)."""
+    column: str | None = None
+    """Column it is read from; its name if not given."""
+    table: str | None = None
+    """Table it looks up; features naming the same table share it. Its column if not given."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How a bag of several ids becomes one vector."""
+    weights: str | None = None
+    """List column parallel to the ids, with a weight for each of them."""
+
+    @property
+    def source(self) -> str:
+        """The column that holds the ids."""
+        return self.column or self.name
+
+    @property
+    def table_name(self) -> str:
+        """The table that the ids look up."""
+        return self.table or self.source
+
+
+class FeaturesSection(Section):
+    """The columns of the data set that the model sees."""
+
+    sparse: tuple[Annotated[SparseFeature, BeforeValidator(_feature)], ...]
+    """Id features: a name, or `{name=..., column=..., table=..., pooling=..., weights=...}`."""
+    dense: tuple[str, ...] = ()
+    """Numeric columns; a missing value reads as 0."""
+    group: str | None = None
+    """Column whose values are the groups of GAUC (user or request)."""
+    domain: str | None = None
+    """Column that names the domain (scenario) of a row; metrics are also given by domain."""
+    time: str | None = None
+    """Column with the time of a row; required by `data.order = "time"`."""
+
+    @field_validator("sparse", "dense", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("sparse")
+    @classmethod
+    def _names(cls, value: tuple[SparseFeature, ...]) -> tuple[SparseFeature, ...]:
+        if not value:
+            raise ValueError("at least one sparse feature is needed")
+        names = [feature.name for feature in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return value
+
+
+class Task(Section):
+    """One label to predict."""
+
+    name: str
+    """Name of the task in metrics and predictions."""
+    label: str
+    """Label column, 0 or 1; null means that the row has no label for this task."""
+    valid: str | None = None
+    """Column that is 1 where the row belongs to the task's sample space (as clicks do for conversion)."""
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of the task's loss in the total."""
+    negative_rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of negatives kept in training; logits are put right for it everywhere else."""

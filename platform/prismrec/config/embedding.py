@@ -1,0 +1,131 @@
+"""Recipe sections of the embedding tables: sets, widths, placement, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from prismrec.config.section import Section
+
+ShardingKind = Literal["auto", "data_parallel", "table_wise", "column_wise", "row_wise"]
+MAX_WIDTH = 1024
+"""FBGEMM returns zeros, without a word, for rows wider than this."""
+
+
+def check_width(width: int) -> int:
+    """A width that FBGEMM's kernels can hold in one shard.
+
+    Raises:
+        ValueError: the width is not a multiple of 4 in 4..1024.
+    """
+    if width % 4 or not 4 <= width <= MAX_WIDTH:
+        low = max(4, min(MAX_WIDTH, width // 4 * 4))
+        raise ValueError(
+            f"a width must be a multiple of 4 between 4 and {MAX_WIDTH}, got {width}; "
+            f"the nearest are {low} and {min(MAX_WIDTH, low + 4)}"
+        )
+    return width
+
+
+class SetOptions(Section):
+    """One embedding set: a vector of `dim` numbers for every id of every feature it covers."""
+
+    name: str
+    dim: int
+    """Width, a multiple of 4."""
+    init_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial weights; `embedding.init_std` if not given."""
+
+    @field_validator("dim")
+    @classmethod
+    def _dim(cls, value: int) -> int:
+        return check_width(value)
+
+
+class TableOptimizer(Section):
+    """The optimizer of the tables, applied inside backward."""
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lamb", "partial_rowwise_adam"] = (
+        "adagrad"
+    )
+    learning_rate: float = Field(default=0.05, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class TableOptions(Section):
+    """What one table does differently from the rest."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Rows for known ids (one more is added for unknown ones); the schema's count if not given."""
+    hash_ids: bool = False
+    """Fold ids of any value into `rows` by a seeded hash, instead of sending large ones to the unknown row."""
+    layout: Literal["packed", "separate"] | None = None
+    """Overrides `embedding.layout`."""
+    sharding: ShardingKind | None = None
+    """Overrides `embedding.sharding`."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Overrides `embedding.optimizer.learning_rate`."""
+
+
+class EmbeddingSection(Section):
+    """Embedding sets, and how they lie in memory and on the ranks."""
+
+    dim: int = 16
+    """Width of every set, where `sets` is not given."""
+    num_sets: int = Field(default=1, ge=1)
+    """Number of equal sets, where `sets` is not given."""
+    sets: tuple[SetOptions, ...] = ()
+    """The sets one by one, of any widths: `[{name="wide", dim=32}, {name="narrow", dim=8}]`."""
+    layout: Literal["packed", "separate"] = "packed"
+    """`packed`: one row of all sets' widths per id; `separate`: a table for each set."""
+    sharding: ShardingKind = "auto"
+    """Where a table's parts go; `auto` leaves it to the planner."""
+    data_type: Literal["fp32", "fp16"] = "fp32"
+    """Type of the stored weights."""
+    init_std: float = Field(default=0.01, gt=0)
+    """Standard deviation of the initial weights."""
+    allow_coupled_sets: bool = False
+    """Let packed sets share one row-wise accumulator: a strong set then slows the others."""
+    optimizer: TableOptimizer = TableOptimizer()
+    tables: dict[str, TableOptions] = {}
+    """`[embedding.tables.NAME]`: options of one table."""
+
+    @field_validator("dim")
+    @classmethod
+    def _dim(cls, value: int) -> int:
+        return check_width(value)
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _sets_once(self) -> EmbeddingSection:
+        if self.sets and self.model_fields_set & {"dim", "num_sets"}:
+            raise ValueError("give either `sets` or `dim` and `num_sets`, not both")
+        names = [options.name for options in self.sets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sets named twice: {', '.join(twice)}")
+        if "linear" in names:
+            raise ValueError("the set name 'linear' is taken by the first-order weights")
+        rowwise = self.optimizer.name in ("rowwise_adagrad", "partial_rowwise_adam")
+        packed = self.layout == "packed" and len(self.resolved_sets) > 1
+        if rowwise and packed and not self.allow_coupled_sets:
+            raise ValueError(
+                f"{self.optimizer.name} keeps one accumulator per row, which couples packed sets; "
+                "use layout = 'separate', optimizer.name = 'adagrad', or allow_coupled_sets = true"
+            )
+        return self
+
+    @property
+    def resolved_sets(self) -> tuple[SetOptions, ...]:
+        """The sets, whichever way they were written."""
+        if self.sets:
+            return self.sets
+        return tuple(SetOptions(name=f"set{m}", dim=self.dim) for m in range(self.num_sets))

@@ -1,0 +1,185 @@
+"""Reading a recipe: defaults < recipe file < `section.key=value`, every problem at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from prismrec.config.errors import ConfigError, UserError, nearest
+from prismrec.config.model import BUILT_IN
+from prismrec.config.recipe import Recipe
+from prismrec.config.section import Section
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The validated recipe in a TOML file, with overrides such as `train.steps=5` applied.
+
+    Raises:
+        UserError: the file is missing or is not TOML.
+        ConfigError: everything that is wrong with the recipe.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe file") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return from_dict(raw, overrides, source=str(path))
+
+
+def from_dict(
+    raw: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe"
+) -> Recipe:
+    """The validated recipe in a nested mapping, as TOML gives it.
+
+    Raises:
+        ConfigError: everything that is wrong with the recipe, overrides included.
+    """
+    tree = _thaw(raw)
+    problems = [line for text in overrides if (line := _override(tree, text))]
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [line for details in error.errors() for line in _explain(details, tree)]
+        raise ConfigError(source, problems + sorted(set(lines))) from None
+    if problems:
+        raise ConfigError(source, problems)
+    return recipe
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as `section.key: value`, lists of sections numbered.
+
+    >>> from prismrec.config.train import Schedule
+    >>> dict(_flat("s", Schedule().model_dump()))["s.decay"]
+    'none'
+    """
+    return dict(_flat("", dump(recipe)))
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as a nested mapping that `from_dict` reads back."""
+    tree = recipe.model_dump(mode="json", exclude={"model"})
+    tree["model"] = recipe.model.model_dump(mode="json")
+    if recipe.embedding.sets:  # the shorthand and the list exclude each other
+        tree["embedding"] = {
+            key: value for key, value in tree["embedding"].items() if key not in ("dim", "num_sets")
+        }
+    return dict(sorted(tree.items(), key=lambda item: isinstance(item[1], dict | list)))
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items() if item is not None}
+    return [_thaw(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    """Apply one `section.key=value`; the sentence that says why not, or None."""
+    key, sign, literal = text.partition("=")
+    if not sign or not key.strip():
+        return f"override '{text}' is not of the form section.key=value"
+    parts = key.strip().split(".")
+    try:
+        value = tomllib.loads(f"value = {literal}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = literal.strip()  # a bare word is a string
+    node = tree
+    for depth, part in enumerate(parts[:-1]):
+        below = node.setdefault(part, {})
+        if not isinstance(below, dict):
+            path = ".".join(parts[: depth + 1])
+            return f"override '{text}': '{path}' is not a section; change it in the recipe file"
+        node = below
+    node[parts[-1]] = value
+    return None
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, item)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, item in enumerate(value):
+            yield from _flat(f"{prefix}.{index}", item)
+    else:
+        yield prefix, value
+
+
+def _where(location: Sequence[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _explain(details: ErrorDetails, tree: dict[str, Any]) -> list[str]:
+    """Lines for one pydantic error, in our words."""
+    location = tuple(details["loc"])
+    where, kind = _where(location), details["type"]
+    context = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return [f"{where}: unknown key; {nearest(str(location[-1]), _keys_at(location, tree))}"]
+    if kind == "missing":
+        return [f"{where}: missing (required)"]
+    if kind == "literal_error":
+        return [f"{where}: must be one of {context['expected']}, got {details['input']!r}"]
+    if kind in _COMPARISONS:
+        sign, limit = _COMPARISONS[kind]
+        return [f"{where}: must be {sign} {context[limit]}, got {details['input']!r}"]
+    if kind in _TYPES:
+        got = details["input"]
+        return [f"{where}: must be {_TYPES[kind]}, got {got!r} ({type(got).__name__})"]
+    message = str(context["error"]) if kind == "value_error" else details["msg"]
+    return [f"{where}: {line}" if where else line for line in message.split("\n")]
+
+
+_COMPARISONS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "dict_type": "a section",
+    "model_type": "a section",
+    "model_attributes_type": "a section",
+    "tuple_type": "a list",
+}
+
+
+def _keys_at(location: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
+    """Keys that the section holding `location` knows."""
+    if location[0] == "model" and len(location) == 2:
+        name = tree.get("model", {}).get("name", "")
+        return list(BUILT_IN[name].model_fields) if name in BUILT_IN else ["name", "options"]
+    section: type[BaseModel] | None = Recipe
+    for part in location[:-1]:
+        if isinstance(part, int) or section is None:
+            continue
+        field = section.model_fields.get(part)
+        section = _section_in(field.annotation) if field else section
+    return list(section.model_fields) if section else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in get_args(annotation):
+        found = _section_in(inner)
+        if found:
+            return found
+    return None

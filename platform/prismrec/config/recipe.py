@@ -1,0 +1,158 @@
+"""The recipe: everything a run depends on, in one typed tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from prismrec.config.data import DataSection, FeaturesSection, Task
+from prismrec.config.embedding import EmbeddingSection
+from prismrec.config.errors import nearest
+from prismrec.config.model import BUILT_IN, Custom
+from prismrec.config.section import Section
+from prismrec.config.train import (
+    CheckpointSection,
+    EvaluateSection,
+    ExportSection,
+    TrackingSection,
+    TrainSection,
+    WorkersSection,
+)
+
+
+class Recipe(Section):
+    """A run: data, features, tables, model, tasks and how to train them."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][\w.-]*$")
+    """Name of the run and, unless `tracking.registry_name` says otherwise, of the registered model."""
+    seed: int = Field(default=1, ge=0)
+    """Seed of the data order and of every initial weight."""
+    out: str = "out/runs"
+    """Directory that holds the run directories."""
+    data: DataSection
+    features: FeaturesSection
+    embedding: EmbeddingSection = EmbeddingSection()
+    model: Section
+    """`name` and the fields of that model."""
+    tasks: tuple[Task, ...]
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    export: ExportSection = ExportSection()
+    workers: WorkersSection = WorkersSection()
+
+    @field_validator("model", mode="plain")
+    @classmethod
+    def _model(cls, value: Any) -> Section:
+        if isinstance(value, Section):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise ValueError("needs a name; " + nearest("", BUILT_IN))
+        name = value["name"]
+        if ":" in name:
+            return Custom.model_validate(value)
+        if name not in BUILT_IN:
+            raise ValueError(f"unknown model '{name}'; {nearest(name, BUILT_IN)}")
+        return BUILT_IN[name].model_validate(value)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: tuple[Task, ...]) -> tuple[Task, ...]:
+        names = [task.name for task in value]
+        if not names:
+            raise ValueError("at least one task is needed")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return value
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Recipe:
+        problems = [*_lane_problems(self), *_table_problems(self), *_column_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the logits' columns."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def registered_name(self) -> str | None:
+        """The model's name in the registry, or None when it is not registered."""
+        chosen = self.tracking.registry_name
+        return self.name if chosen is None else chosen or None
+
+    def best_metric(self) -> str:
+        """The metric that picks the best checkpoint, such as `click/auc`."""
+        return self.evaluate.metric or f"{self.tasks[0].name}/auc"
+
+
+def lanes_for(world_size: int, lanes: int, batch: int) -> tuple[int, int]:
+    """The next number of lanes that `world_size` divides, and the next batch size those lanes divide.
+
+    >>> lanes_for(3, 8, 4096)
+    (9, 4104)
+    """
+    next_lanes = -(-lanes // world_size) * world_size
+    return next_lanes, -(-batch // next_lanes) * next_lanes
+
+
+def _lane_problems(recipe: Recipe) -> list[str]:
+    data, world = recipe.data, recipe.workers.count
+    lanes, batch = lanes_for(world, data.lanes, data.global_batch_size)
+    if lanes != data.lanes:
+        return [
+            f"data.lanes: {data.lanes} lanes cannot be shared out to {world} workers; "
+            f"{lanes} lanes and data.global_batch_size = {batch} work"
+        ]
+    if batch != data.global_batch_size:
+        return [
+            f"data.global_batch_size: {data.global_batch_size} is not a multiple of "
+            f"{data.lanes} lanes; {batch} is the next that works"
+        ]
+    if lanes // world > data.open_lanes:
+        return [
+            f"data.open_lanes: a rank owns {lanes // world} lanes and may hold only "
+            f"{data.open_lanes} row groups; use more workers or raise data.open_lanes (memory)"
+        ]
+    return []
+
+
+def _table_problems(recipe: Recipe) -> list[str]:
+    tables = {feature.table_name for feature in recipe.features.sparse}
+    problems = [
+        f"embedding.tables.{name}: no feature uses this table; {nearest(name, tables)}"
+        for name in recipe.embedding.tables
+        if name not in tables
+    ]
+    problems += [
+        f"embedding.tables.{name}: hash_ids needs rows, the number of rows to fold ids into"
+        for name, options in recipe.embedding.tables.items()
+        if options.hash_ids and options.rows is None
+    ]
+    return problems
+
+
+def _column_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    if recipe.data.order == "time" and recipe.features.time is None:
+        problems.append("features.time: data.order = 'time' needs the column that holds the time")
+    metric, tasks = recipe.evaluate.metric, recipe.task_names
+    if metric is not None:
+        task, _, kind = metric.partition("/")
+        kinds = ("auc", "gauc", "logloss", "ne", "rig", "pcoc", "ece")
+        if task not in tasks or kind not in kinds:
+            known = [f"{name}/{each}" for name in tasks for each in kinds]
+            problems.append(f"evaluate.metric: unknown metric '{metric}'; {nearest(metric, known)}")
+    if "batch" == getattr(recipe.model, "norm", None) and recipe.data.global_batch_size < 2:
+        problems.append("model.norm: batch moments need at least 2 rows in a batch")
+    return problems

@@ -1,0 +1,110 @@
+"""Recipe sections of the run: steps, optimizers, evaluation, checkpoints, tracking, export, workers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from prismrec.config.section import Section
+
+
+class DenseOptimizer(Section):
+    """The optimizer of everything that is not a table."""
+
+    name: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class Schedule(Section):
+    """A factor on every learning rate, by step: a linear warm-up, then a decay."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_steps: int | None = Field(default=None, ge=1)
+    """Steps from the end of the warm-up to the lowest factor; the rest of the run if not given."""
+    min_factor: float = Field(default=0.0, ge=0, le=1)
+
+
+class TrainSection(Section):
+    """How long, how precisely and with which dense optimizer."""
+
+    epochs: int = Field(default=1, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps, whatever `epochs` says."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Dense arithmetic. `auto`: bf16 on CUDA; on CPU only where a short probe finds it faster."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the dense gradient; tables are updated in backward and never clipped by it."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep a moving average of the dense weights, which evaluation and export use."""
+    log_every: int = Field(default=20, ge=1)
+    """Steps between two records of the training loss."""
+    optimizer: DenseOptimizer = DenseOptimizer()
+    schedule: Schedule = Schedule()
+
+
+class EvaluateSection(Section):
+    """Evaluation during training."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; once per epoch if not given."""
+    metric: str | None = None
+    """`task/auc`-style name that picks the best checkpoint; the first task's AUC if not given."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better metric."""
+    frequency_of: str | None = None
+    """Id column whose training frequency cuts the rows into slices of rare to frequent ids."""
+    bootstrap: int = Field(default=200, ge=0)
+    """Resamples behind the interval of the AUC at the end; 0 gives none."""
+
+
+class CheckpointSection(Section):
+    """When the run is saved and how many saves are kept."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; only at the end if not given."""
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: bool = True
+    """Also keep the checkpoint with the best `evaluate.metric`, and register that one."""
+
+
+class TrackingSection(Section):
+    """Where the run is recorded and under which name its model is registered."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking server; a relative SQLite path is taken from the working directory."""
+    experiment: str = "prismrec"
+    registry_name: str | None = None
+    """Name in the model registry; the recipe's name if not given, `""` registers nothing."""
+
+
+class ExportSection(Section):
+    """The inference copy that is registered."""
+
+    table_type: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    """Type of the tables in the inference copy."""
+    max_auc_change: float | None = Field(default=None, ge=0)
+    """Largest loss of AUC against the fp32 copy; 1e-4 for fp16 and 5e-4 for int8 if not given."""
+    max_logloss_change: float | None = Field(default=None, ge=0)
+    """Largest change of LogLoss against the fp32 copy; as `max_auc_change`."""
+
+
+class WorkersSection(Section):
+    """The processes that train."""
+
+    count: int = Field(default=1, ge=1)
+    address: str | None = None
+    """A running Ray cluster; an embedded Ray on this machine if not given."""
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures after which the run gives up; each one resumes from the last checkpoint."""
+
+    @field_validator("count", mode="before")
+    @classmethod
+    def _int(cls, value: Any) -> Any:
+        return value

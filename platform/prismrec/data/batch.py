@@ -1,0 +1,59 @@
+"""One step's rows of one rank, as the model and the train pipeline take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B rows of one rank; F sparse features, N numeric columns, T tasks.
+
+    Every rank's batch has the same B at every step; rows added to reach it have
+    `valid` and `weights` 0 for every task.
+
+    Args:
+        sparse: row ids of the pooled features, keys in recipe order; weighted when any
+            feature has weights.
+        dense: (B, N) float32, missing values 0.
+        labels: (B, T) float32 in {0, 1}, 0 where there is no label.
+        valid: (B, T) float32 in {0, 1}: the row has a label and is in the task's sample space.
+        weights: (B, T) float32, at least 0.
+        domain: (B,) int64, 0 where the recipe names no domain.
+        group: (B,) int64, 0 where the recipe names no group.
+        time: (B,) int64, 0 where the recipe names no time.
+    """
+
+    sparse: KeyedJaggedTensor
+    dense: Tensor
+    labels: Tensor
+    valid: Tensor
+    weights: Tensor
+    domain: Tensor
+    group: Tensor
+    time: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return Batch(
+            *(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory until `stream` is done with it."""
+        for field in fields(self):
+            getattr(self, field.name).record_stream(stream)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked host memory."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
+    @property
+    def num_rows(self) -> int:
+        """B, padding included."""
+        return self.labels.shape[0]
