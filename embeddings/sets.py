@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prismrec.config import Recipe, UserError
+from prismrec.config.data import SparseFeature
 from prismrec.config.embedding import MAX_WIDTH, ShardingKind, TableOptimizer
 from prismrec.data.schema import DataSchema
 
@@ -169,5 +170,5 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
     return tables
 
 
-def _list(features: Sequence[object]) -> str:
-    return ", ".join(f"{getattr(f, 'name')}: {getattr(f, 'pooling')}" for f in features)
+def _list(features: Sequence[SparseFeature]) -> str:
+    return ", ".join(f"{feature.name}: {feature.pooling}" for feature in features)

@@ -91,7 +91,7 @@ class EmbeddingSection(Section):
     allow_coupled_sets: bool = False
     """Let packed sets share one row-wise accumulator: a strong set then slows the others."""
     optimizer: TableOptimizer = TableOptimizer()
-    tables: dict[str, TableOptions] = {}
+    tables: dict[str, TableOptions] = Field(default_factory=dict)
     """`[embedding.tables.NAME]`: options of one table."""
 
     @field_validator("dim")

@@ -84,7 +84,7 @@ class Custom(Section):
 
     name: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:function`."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the function as they stand."""
 
 
