@@ -1,1 +1,1 @@
-"""TODO."""
+"""Embedding tables: sets and their layout, placement, optimizers, access to local shards."""

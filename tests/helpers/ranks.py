@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing as mp
 import os
+import pickle
 import queue
 import tempfile
 import time
@@ -57,7 +58,7 @@ def _collect(ranks: list[Any], results: Any, deadline: float, timeout_s: float) 
             assert time.monotonic() < deadline, f"ranks {silent} silent after {timeout_s} s"
             continue
         assert ok, f"rank {rank} raised:\n{value}"
-        returned[rank] = value
+        returned[rank] = pickle.loads(value)
     return [returned[rank] for rank in range(len(ranks))]
 
 
@@ -80,7 +81,7 @@ def _run(fn: Any, rank: int, world_size: int, rendezvous: str, results: Any, arg
         )
         value = fn(*args)
         dist.barrier()
-        results.put((rank, True, value))
+        results.put((rank, True, pickle.dumps(value)))  # by value: the process ends
         dist.destroy_process_group()
     except BaseException:  # noqa: BLE001 - whatever it was, the test must see it
         results.put((rank, False, traceback.format_exc()))

@@ -1,0 +1,112 @@
+"""Optimizers of the tables: the fused rules FBGEMM applies in backward, and what each device has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchrec.optim
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+
+from prismrec.config import UserError
+from prismrec.config.embedding import TableOptimizer
+from prismrec.embeddings.collection import PhysicalTable
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+    "adam": torch.optim.Adam,
+    "lamb": torchrec.optim.LAMB,
+    "partial_rowwise_adam": torchrec.optim.PartialRowWiseAdam,
+}
+_ON_CPU = ("sgd", "adagrad", "rowwise_adagrad")
+_ADAM_LIKE = ("adam", "lamb", "partial_rowwise_adam")
+
+STATE_NAMES = {
+    "adagrad": {"momentum1": "accumulator"},
+    "rowwise_adagrad": {"momentum1": "accumulator"},
+    "adam": {"momentum1": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    "partial_rowwise_adam": {"momentum1": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    "lamb": {"momentum1": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    "sgd": {},
+}
+"""FBGEMM's name of each state -> ours, by optimizer."""
+
+PLAIN_STATE_NAMES = {"adagrad": {"sum": "accumulator"}, "sgd": {}}
+"""The same for the plain optimizer that steps data_parallel tables."""
+
+
+def check_optimizer(optimizer: TableOptimizer, device: str) -> None:
+    """Refuse a table optimizer that the device lacks, or an option its kernel ignores.
+
+    Raises:
+        UserError: naming what the device has.
+    """
+    if device != "cpu":
+        return
+    if optimizer.name not in _ON_CPU:
+        raise UserError(
+            f"embedding.optimizer.name: '{optimizer.name}' is not supported in CPU mode; "
+            f"on CPU there are {', '.join(_ON_CPU)}"
+        )
+    if optimizer.weight_decay > 0:
+        raise UserError(
+            "embedding.optimizer.weight_decay: the CPU kernels ignore weight decay; set it to 0 or "
+            "train on CUDA"
+        )
+
+
+def moves_absent_rows(optimizer: TableOptimizer) -> bool:
+    """Whether the plain form of the rule changes rows that are not in the batch.
+
+    The fused form never does, so a data_parallel table, which is not fused, would train differently.
+    """
+    return optimizer.name in _ADAM_LIKE or optimizer.weight_decay > 0
+
+
+def keyword_arguments(optimizer: TableOptimizer, learning_rate: float) -> dict[str, Any]:
+    """Arguments of the optimizer's class for one table."""
+    arguments: dict[str, Any] = {"lr": learning_rate}
+    if optimizer.name != "sgd":
+        arguments["eps"] = optimizer.eps
+    if optimizer.name in _ADAM_LIKE:
+        arguments["betas"] = (optimizer.beta1, optimizer.beta2)
+    if optimizer.weight_decay:
+        arguments["weight_decay"] = optimizer.weight_decay
+    return arguments
+
+
+def fuse_optimizer(
+    tables: list[PhysicalTable], weights: dict[str, nn.Parameter], optimizer: TableOptimizer
+) -> None:
+    """Ask for the optimizer to be applied in backward, before the tables are sharded.
+
+    Args:
+        tables: the tables to fuse; data_parallel ones must not be among them.
+        weights: unsharded parameter of each table by physical name.
+        optimizer: rule and hyper-parameters; each table brings its learning rate.
+    """
+    for physical in tables:
+        _apply_optimizer_in_backward(
+            _CLASSES[optimizer.name],
+            [weights[physical.name]],
+            keyword_arguments(optimizer, physical.table.learning_rate),
+        )
+
+
+def plain_optimizer(
+    parameters: list[tuple[nn.Parameter, float]], optimizer: TableOptimizer
+) -> torch.optim.Optimizer:
+    """The optimizer that steps data_parallel tables by the same rule as the fused ones.
+
+    Args:
+        parameters: each table's parameter with its learning rate.
+        optimizer: sgd or adagrad; the planner never makes other tables data_parallel.
+    """
+    groups = [
+        {"params": [parameter], **keyword_arguments(optimizer, learning_rate)}
+        for parameter, learning_rate in parameters
+    ]
+    return _CLASSES[optimizer.name](groups)

@@ -1,0 +1,135 @@
+"""From a recipe to a sharded, initialised model with its optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from prismrec.config import Recipe
+from prismrec.data.schema import DataSchema
+from prismrec.embeddings import access
+from prismrec.embeddings import optimizers as table_optimizers
+from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.plan import (
+    Placement,
+    Sharder,
+    data_parallel_tables,
+    describe_plan,
+    device_memory,
+    plan_tables,
+)
+from prismrec.embeddings.sets import EmbeddingSpec, embedding_spec
+from prismrec.embeddings.shards import LocalShard
+from prismrec.models.zoo import needs_linear
+from prismrec.train.model import Ranker, build_train_model
+from prismrec.train.optimizers import Ema, Optimizers, check_coverage, dense_optimizer, flat_state
+from prismrec.train.process_group import Ranks
+
+_TABLES = "embedding_bags."
+
+
+@dataclass
+class ShardedModel:
+    """A model whose tables are spread over the ranks.
+
+    Args:
+        dmp: TorchRec's wrapper, which the pipeline runs.
+        ranker: the part after the lookup (the same object as inside `dmp`).
+        spec: what the tables are.
+        plan: where they are, as JSON-able lines.
+        optimizers: everything that updates it.
+        plain: the plain optimizers inside `optimizers`.
+    """
+
+    dmp: DistributedModelParallel
+    ranker: Ranker
+    spec: EmbeddingSpec
+    plan: list[dict[str, Any]]
+    optimizers: Optimizers
+    plain: list[torch.optim.Optimizer]
+    ranks: Ranks
+    names: dict[nn.Parameter, str] = field(default_factory=dict)
+
+    def shards(self) -> list[LocalShard]:
+        """This rank's blocks of every table and set, views with optimizer state."""
+        states = {p: state for each in self.plain for p, state in each.state.items()}
+        return access.local_shards(self.dmp, self.spec, self.ranks.rank, states)
+
+    def dense(self) -> dict[str, Tensor]:
+        """Dense weights and buffers by name, the tensors themselves."""
+        return dict(self.ranker.state_dict())
+
+    def dense_optimizer(self) -> dict[str, Tensor]:
+        """State of the dense optimizer by `parameter/state`, the tensors themselves."""
+        return flat_state(self.plain[0], self.names)
+
+    def averages(self) -> dict[str, Tensor]:
+        """The moving average of the dense weights, or nothing."""
+        return dict(self.optimizers.ema.averages) if self.optimizers.ema else {}
+
+
+def shard_model(
+    recipe: Recipe, schema: DataSchema, ranks: Ranks, *, is_bf16: bool, total_steps: int
+) -> ShardedModel:
+    """Build on meta, plan, shard, initialise and give every parameter its optimizer.
+
+    Collective: every rank calls it.
+
+    Raises:
+        UserError: see `embedding_spec`, `check_optimizer`, `plan_tables` and `check_coverage`.
+    """
+    table_optimizers.check_optimizer(recipe.embedding.optimizer, ranks.device.type)
+    spec = embedding_spec(recipe, schema, needs_linear=needs_linear(recipe.model))
+    parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
+    placement = Placement(
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        device=ranks.device.type,
+        memory=device_memory(ranks.device, ranks.local_world_size),
+        batch_size=recipe.data.global_batch_size // ranks.world_size,
+    )
+    group = dist.group.WORLD
+    assert group is not None
+    plan = plan_tables(parts.model, spec, placement, group)
+    replicated = data_parallel_tables(plan)
+    bags = {_key(name): p for name, p in parts.model.tables.named_parameters()}
+    fused = [each for each in physical_tables(spec) if each.name not in replicated]
+    table_optimizers.fuse_optimizer(fused, bags, spec.optimizer)
+    dmp = DistributedModelParallel(
+        parts.model, device=ranks.device, plan=plan, sharders=[Sharder()]
+    )
+    dense = {name: p for name, p in parts.ranker.named_parameters() if p.requires_grad}
+    plain = [dense_optimizer(dense, recipe.train.optimizer)]
+    rates = {each.name: each.table.learning_rate for each in physical_tables(spec)}
+    whole = [
+        (p, rates[_key(name)]) for name, p in dmp.named_parameters() if _key(name) in replicated
+    ]
+    if whole:
+        plain.append(table_optimizers.plain_optimizer(whole, spec.optimizer))
+    check_coverage(dmp, plain)
+    sharded = ShardedModel(
+        dmp=dmp,
+        ranker=parts.ranker,
+        spec=spec,
+        plan=describe_plan(plan),
+        optimizers=Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps),
+        plain=plain,
+        ranks=ranks,
+        names={parameter: name for name, parameter in dense.items()},
+    )
+    sharded.optimizers.clip_norm = recipe.train.clip_norm
+    if recipe.train.ema_decay is not None:
+        sharded.optimizers.ema = Ema(dense, recipe.train.ema_decay)
+    access.initialize(sharded.shards(), spec)
+    return sharded
+
+
+def _key(name: str) -> str:
+    """Physical table of a parameter's name; the name itself for anything else."""
+    tail = name.rpartition(_TABLES)[2] if _TABLES in name else name
+    return tail.removesuffix(".weight")
