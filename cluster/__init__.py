@@ -1,1 +1,1 @@
-"""TODO."""
+"""The machines a run stands on: their network, the checks of `prismrec doctor`, the Ray runtime."""

@@ -1,1 +1,10 @@
-"""TODO."""
+"""Models: everything between the looked-up embedding sets and the logits, on one device.
+
+Nothing here looks up, shards, optimises or reads files. `build_model` turns a recipe's `[model]`
+section into a module; `mixture.py` is the composition they all share.
+"""
+
+from prismrec.models.mixture import Composition, Fields, RankingModel
+from prismrec.models.zoo import MODELS, build_model, needs_linear
+
+__all__ = ["MODELS", "Composition", "Fields", "RankingModel", "build_model", "needs_linear"]

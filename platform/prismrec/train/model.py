@@ -114,11 +114,11 @@ class ModelParts:
 
     Args:
         model: the module to shard.
-        ranker: the part after the lookup, which evaluation and export use too.
+        leaf: the part after the lookup, also inside `model`.
     """
 
     model: TrainModel
-    ranker: Ranker
+    leaf: Leaf
 
 
 def build_train_model(
@@ -130,5 +130,5 @@ def build_train_model(
         model = build_model(recipe.model, fields_of(recipe, spec))
     ranker = Ranker(spec, model, len(recipe.tasks)).to(device)
     weights = torch.tensor([task.weight for task in recipe.tasks], device=device)
-    tables = build_collection(spec, torch.device("meta"))
-    return ModelParts(TrainModel(tables, Leaf(ranker, weights, is_bf16)), ranker)
+    leaf = Leaf(ranker, weights, is_bf16)
+    return ModelParts(TrainModel(build_collection(spec, torch.device("meta")), leaf), leaf)

@@ -86,7 +86,7 @@ def process_group(device: str, timeout_s: float = 1800) -> Iterator[Ranks]:
             if not is_launched:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             dist.init_process_group(
-                "nccl" if place.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
                 init_method="env://" if is_launched else f"file://{directory}/rendezvous",
                 rank=int(os.environ["RANK"]) if is_launched else 0,
                 world_size=int(os.environ["WORLD_SIZE"]) if is_launched else 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import Recipe
-from prismrec.data.schema import DataSchema
 from prismrec.embeddings import access
 from prismrec.embeddings import optimizers as table_optimizers
 from prismrec.embeddings.collection import physical_tables
@@ -23,10 +22,9 @@ from prismrec.embeddings.plan import (
     device_memory,
     plan_tables,
 )
-from prismrec.embeddings.sets import EmbeddingSpec, embedding_spec
+from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import LocalShard
-from prismrec.models.zoo import needs_linear
-from prismrec.train.model import Ranker, build_train_model
+from prismrec.train.model import Leaf, build_train_model
 from prismrec.train.optimizers import Ema, Optimizers, check_coverage, dense_optimizer, flat_state
 from prismrec.train.process_group import Ranks
 
@@ -39,21 +37,23 @@ class ShardedModel:
 
     Args:
         dmp: TorchRec's wrapper, which the pipeline runs.
-        ranker: the part after the lookup (the same object as inside `dmp`).
+        leaf: everything after the lookup (the same object as inside `dmp`).
         spec: what the tables are.
         plan: where they are, as JSON-able lines.
         optimizers: everything that updates it.
-        plain: the plain optimizers inside `optimizers`.
+        plain: the plain optimizers inside `optimizers`, that of the dense weights first.
+        ranks: this process among the others.
+        names: names of the dense parameters.
     """
 
     dmp: DistributedModelParallel
-    ranker: Ranker
+    leaf: Leaf
     spec: EmbeddingSpec
     plan: list[dict[str, Any]]
     optimizers: Optimizers
     plain: list[torch.optim.Optimizer]
     ranks: Ranks
-    names: dict[nn.Parameter, str] = field(default_factory=dict)
+    names: dict[nn.Parameter, str]
 
     def shards(self) -> list[LocalShard]:
         """This rank's blocks of every table and set, views with optimizer state."""
@@ -62,7 +62,7 @@ class ShardedModel:
 
     def dense(self) -> dict[str, Tensor]:
         """Dense weights and buffers by name, the tensors themselves."""
-        return dict(self.ranker.state_dict())
+        return dict(self.leaf.ranker.state_dict())
 
     def dense_optimizer(self) -> dict[str, Tensor]:
         """State of the dense optimizer by `parameter/state`, the tensors themselves."""
@@ -74,17 +74,16 @@ class ShardedModel:
 
 
 def shard_model(
-    recipe: Recipe, schema: DataSchema, ranks: Ranks, *, is_bf16: bool, total_steps: int
+    recipe: Recipe, spec: EmbeddingSpec, ranks: Ranks, *, is_bf16: bool, total_steps: int
 ) -> ShardedModel:
     """Build on meta, plan, shard, initialise and give every parameter its optimizer.
 
     Collective: every rank calls it.
 
     Raises:
-        UserError: see `embedding_spec`, `check_optimizer`, `plan_tables` and `check_coverage`.
+        UserError: see `check_optimizer`, `plan_tables` and `check_coverage`.
     """
     table_optimizers.check_optimizer(recipe.embedding.optimizer, ranks.device.type)
-    spec = embedding_spec(recipe, schema, needs_linear=needs_linear(recipe.model))
     parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
     placement = Placement(
         world_size=ranks.world_size,
@@ -103,30 +102,30 @@ def shard_model(
     dmp = DistributedModelParallel(
         parts.model, device=ranks.device, plan=plan, sharders=[Sharder()]
     )
-    dense = {name: p for name, p in parts.ranker.named_parameters() if p.requires_grad}
-    plain = [dense_optimizer(dense, recipe.train.optimizer)]
+    dense = {name: p for name, p in parts.leaf.ranker.named_parameters() if p.requires_grad}
+    plain = [dense_optimizer(dense, recipe.train.optimizer), *_of_replicas(dmp, spec, replicated)]
+    check_coverage(dmp, plain)
+    optimizers = Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps)
+    optimizers.clip_norm = recipe.train.clip_norm
+    if recipe.train.ema_decay is not None:
+        optimizers.ema = Ema(dense, recipe.train.ema_decay)
+    names = {parameter: name for name, parameter in dense.items()}
+    sharded = ShardedModel(
+        dmp, parts.leaf, spec, describe_plan(plan), optimizers, plain, ranks, names
+    )
+    access.initialize(sharded.shards(), spec)
+    return sharded
+
+
+def _of_replicas(
+    dmp: DistributedModelParallel, spec: EmbeddingSpec, replicated: set[str]
+) -> list[torch.optim.Optimizer]:
+    """The plain optimizer of the data_parallel tables, if there are any."""
     rates = {each.name: each.table.learning_rate for each in physical_tables(spec)}
     whole = [
         (p, rates[_key(name)]) for name, p in dmp.named_parameters() if _key(name) in replicated
     ]
-    if whole:
-        plain.append(table_optimizers.plain_optimizer(whole, spec.optimizer))
-    check_coverage(dmp, plain)
-    sharded = ShardedModel(
-        dmp=dmp,
-        ranker=parts.ranker,
-        spec=spec,
-        plan=describe_plan(plan),
-        optimizers=Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps),
-        plain=plain,
-        ranks=ranks,
-        names={parameter: name for name, parameter in dense.items()},
-    )
-    sharded.optimizers.clip_norm = recipe.train.clip_norm
-    if recipe.train.ema_decay is not None:
-        sharded.optimizers.ema = Ema(dense, recipe.train.ema_decay)
-    access.initialize(sharded.shards(), spec)
-    return sharded
+    return [table_optimizers.plain_optimizer(whole, spec.optimizer)] if whole else []
 
 
 def _key(name: str) -> str:

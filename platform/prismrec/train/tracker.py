@@ -22,6 +22,9 @@ class Tracker(Protocol):
     def log_file(self, path: Path, folder: str = "") -> None:
         """A file to keep with the run, under a folder of it."""
 
+    def close(self) -> None:
+        """Deliver what is still waiting to be written."""
+
 
 class Probe(Protocol):
     """Looks at the sharded tables at each evaluation."""
@@ -59,3 +62,8 @@ class Trackers:
         """Tell all of them."""
         for tracker in self._trackers:
             tracker.log_file(path, folder)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for tracker in self._trackers:
+            tracker.close()

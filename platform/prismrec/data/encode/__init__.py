@@ -1,1 +1,1 @@
-"""TODO."""
+"""From column values to row ids: arithmetic shared by the reader and by serving, without torchrec."""

@@ -1,0 +1,183 @@
+"""How fast rows reach a batch, beside a plain Arrow scan of the same columns.
+
+python benchmarks/ingest.py --rows 3_200_000 --directory out/bench/ingest
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from prismrec.config import Recipe, from_dict
+from prismrec.data.lanes import Share
+from prismrec.data.reader import Reader
+from prismrec.data.schema import Column, DataSchema
+from prismrec.data.source import open_data
+
+IDS = [f"id_{n}" for n in range(26)]
+NUMBERS = [f"number_{n}" for n in range(13)]
+FILE_ROWS = 200_000
+BATCH = 4096
+
+
+def write_data(rows: int, directory: Path) -> None:
+    """Files of 200,000 rows with 26 ids, 13 numbers and a label, unless they are there already.
+
+    Half of the id columns are uniform and half follow a Zipf law, over 10 to 1,000,000 values.
+    """
+    schema = DataSchema(name="ingest", columns=_columns())
+    files = -(-rows // FILE_ROWS)
+    if len(list(directory.glob("*.parquet"))) == files and (directory / "schema.json").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in range(files):
+        rng = np.random.default_rng(file)
+        count = min(FILE_ROWS, rows - file * FILE_ROWS)
+        columns: dict[str, Any] = {}
+        for number, name in enumerate(IDS):
+            limit = _num_ids(number)
+            zipf = np.minimum(rng.zipf(1.2, count) - 1, limit - 1)
+            columns[name] = zipf if number % 2 else rng.integers(0, limit, count)
+        for name in NUMBERS:
+            columns[name] = rng.normal(size=count).astype(np.float32)
+        columns["label"] = (rng.random(count) < 0.25).astype(np.int8)
+        table = pa.table(columns)
+        pq.write_table(table, directory / f"part-{file:04d}.parquet", row_group_size=FILE_ROWS)
+    schema.write(directory)
+
+
+def _num_ids(number: int) -> int:
+    return int(10 ** (1 + 5 * number / 25))
+
+
+def _columns() -> dict[str, Column]:
+    ids = {name: Column(kind="id", num_ids=_num_ids(n)) for n, name in enumerate(IDS)}
+    numbers = {name: Column(kind="number") for name in NUMBERS}
+    return {**ids, **numbers, "label": Column(kind="label")}
+
+
+def _recipe(directory: Path, order: str) -> Recipe:
+    return from_dict(
+        {
+            "name": "ingest",
+            "data": {"path": str(directory), "global_batch_size": BATCH, "order": order},
+            "features": {"sparse": IDS, "dense": NUMBERS},
+            "model": {"name": "dcnv2"},
+            "tasks": [{"name": "label", "label": "label"}],
+        }
+    )
+
+
+def _read(directory: Path, order: str) -> Callable[[], int]:
+    recipe = _recipe(directory, order)
+    table_rows = {name: _num_ids(n) for n, name in enumerate(IDS)}
+    reader = Reader(open_data(directory), recipe, "train", table_rows, Share(), training=True)
+
+    def passes() -> Iterator[int]:
+        for batch, _ in reader.epoch():
+            yield batch.num_rows
+
+    return lambda: min(sum(passes()), reader.num_rows)
+
+
+def _scan(directory: Path) -> int:
+    """The yardstick: a dataset scan, each batch stacked into one id and one number array."""
+    rows = 0
+    for batch in ds.dataset(directory, format="parquet", exclude_invalid_files=True).to_batches(
+        columns=[*IDS, *NUMBERS, "label"], batch_size=BATCH
+    ):
+        columns = [column.to_numpy() for column in batch.columns]
+        ids, numbers = np.stack(columns[:26]), np.stack(columns[26:39])
+        rows += min(ids.shape[1], numbers.shape[1])
+    return rows
+
+
+def _decode(directory: Path) -> int:
+    dataset = ds.dataset(directory, format="parquet", exclude_invalid_files=True)
+    return sum(b.num_rows for b in dataset.to_batches(columns=[*IDS, *NUMBERS, "label"]))
+
+
+def _ray(directory: Path) -> int:
+    import ray  # noqa: TID253 - the comparison, not the platform
+
+    data = ray.data.read_parquet([str(path) for path in sorted(directory.glob("*.parquet"))])
+    rows = 0
+    for batch in data.iter_torch_batches(batch_size=BATCH):
+        rows += len(batch["label"])
+    return rows
+
+
+def run(rows: int, directory: Path, repeats: int = 7, with_ray: bool = False) -> list[dict[str, Any]]:
+    """Rows per second of every way to read, as medians of alternating runs.
+
+    Args:
+        rows: rows of the data set, written into `directory` if need be.
+        directory: where the Parquet files are.
+        repeats: runs of each way.
+        with_ray: also `ray.data.iter_torch_batches`, once.
+    """
+    write_data(rows, directory)
+    ways: dict[str, Callable[[], int]] = {
+        "arrow scan, stacked": lambda: _scan(directory),
+        "arrow scan, decode only": lambda: _decode(directory),
+        "prismrec, file order": _read(directory, "file"),
+        "prismrec, shuffled": _read(directory, "shuffle"),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            rate = _rate(way, rows)
+            if repeat:  # the first round fills the page cache
+                rates[name].append(rate)
+    if with_ray:
+        rates["ray.data.iter_torch_batches"] = [_rate(lambda: _ray(directory), rows)]
+    plain = statistics.median(rates["arrow scan, stacked"])
+    return [
+        {
+            "reader": name,
+            "rows_per_second": round(statistics.median(some)),
+            "of_plain_scan": round(statistics.median(some) / plain, 3),
+        }
+        for name, some in rates.items()
+    ]
+
+
+def _rate(way: Callable[[], int], rows: int) -> float:
+    start = time.perf_counter()
+    read = way()
+    if read != rows:
+        raise RuntimeError(f"{read} of {rows} rows were read")
+    return rows / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=3_200_000)
+    parser.add_argument("--directory", type=Path, default=Path("out/bench/ingest"))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--ray", action="store_true", help="also ray.data.iter_torch_batches")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    chosen = parser.parse_args()
+    results = run(chosen.rows, chosen.directory, chosen.repeats, chosen.ray)
+    print(f"{'reader':<30}{'rows/s':>14}{'of plain scan':>16}")
+    for row in results:
+        print(f"{row['reader']:<30}{row['rows_per_second']:>14,}{row['of_plain_scan']:>16.1%}")
+    if chosen.out:
+        document = {"rows": chosen.rows, "cores": os.cpu_count(), "results": results}
+        chosen.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

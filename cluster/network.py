@@ -1,0 +1,58 @@
+"""Which network interface the ranks talk over.
+
+Gloo takes the address that the host's own name resolves to, which on many hosts is not the one the
+other hosts can reach. `GLOO_SOCKET_IFNAME`, set to what `pick_interface` returns, says it plainly.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import psutil
+
+from prismrec.config import UserError
+
+
+def pick_interface(address: str | None = None) -> str:
+    """Name of this machine's interface that carries `address`, for `GLOO_SOCKET_IFNAME`.
+
+    Args:
+        address: the IP address under which the other machines know this one; None when all ranks
+            run on this machine, which then talk over the loopback interface.
+
+    Raises:
+        UserError: no interface of this machine has that address.
+    """
+    interfaces = addresses()
+    if address is None:
+        wanted = [name for name, own in interfaces.items() if any(map(_is_loopback, own))]
+    else:
+        wanted = [name for name, own in interfaces.items() if address in own]
+    if not wanted:
+        listed = ", ".join(f"{name} ({' '.join(own)})" for name, own in interfaces.items())
+        raise UserError(
+            f"no network interface of this machine has the address {address or '127.0.0.1'}; "
+            f"give the address by which the other machines reach it, one of: {listed or 'none'}"
+        )
+    return wanted[0]
+
+
+def addresses() -> dict[str, tuple[str, ...]]:
+    """The IP addresses of every interface that is up, IPv4 before IPv6, by interface name."""
+    states = psutil.net_if_stats()
+    found: dict[str, tuple[str, ...]] = {}
+    for name, entries in psutil.net_if_addrs().items():
+        own = [
+            entry.address.partition("%")[0]  # an IPv6 scope repeats the interface's name
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for entry in entries
+            if entry.family == family
+        ]
+        if own and name in states and states[name].isup:
+            found[name] = tuple(own)
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback

@@ -1,0 +1,196 @@
+"""Exact metrics and predictions of a registered model, a run, or a checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from prismrec.checkpoint import best, latest
+from prismrec.config import Recipe, UserError
+from prismrec.config.data import Task
+from prismrec.data.lookup import filtered_tables
+from prismrec.data.source import DataSource, open_data
+from prismrec.jobs.publish import bundle_of_checkpoint
+from prismrec.serving.inference import InferenceModel
+from prismrec.serving.predict import predict_parquet
+from prismrec.tracking.registry import Registry
+from prismrec.train.metrics.evaluation import Evaluation
+
+Progress = Callable[[int, int], None]
+SPLITS = ("train", "valid", "test", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model ready to predict.
+
+    Args:
+        inference: the model.
+        name: `models:/NAME/VERSION`, or the directory it came from.
+        version: version in the registry, or None.
+        run: MLflow run that trained it, or None.
+    """
+
+    inference: InferenceModel
+    name: str
+    version: int | None
+    run: str | None
+
+
+@contextmanager
+def opened_model(model: str, uri: str) -> Iterator[OpenedModel]:
+    """A model by registry name, run id, or directory of a run, checkpoint or inference copy.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    found = Registry(uri).resolve(model)
+    path, info = found.path, found.version
+    with tempfile.TemporaryDirectory() as scratch:
+        if not found.is_bundle:
+            checkpoint = _checkpoint(path)
+            path = bundle_of_checkpoint(checkpoint, Path(scratch) / "model")
+        inference = InferenceModel.load(path)
+        name = info.uri if info else str(found.path)
+        yield OpenedModel(
+            inference, name, info.version if info else None, info.run if info else None
+        )
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint at a path: itself, or the best (else the newest) of a run's directory."""
+    if (path / "manifest.json").exists():
+        return path
+    for directory in (path / "checkpoints", path):
+        chosen = best(directory) or latest(directory)
+        if chosen is not None:
+            return chosen
+    raise UserError(
+        f"{path}: neither an inference copy, a checkpoint, nor the directory of a run with one"
+    )
+
+
+def evaluate_model(
+    model: str, data: str, split: str, uri: str, progress: Progress
+) -> dict[str, Any]:
+    """Exact metrics of a model over one split of a data set.
+
+    Args:
+        model: see `opened_model`.
+        data: a data set with the model's columns and labels.
+        split: `train`, `valid` or `test` of the model's recipe, or `all` rows.
+        uri: tracking URI of the registry.
+        progress: told the rows done so far and the rows of the data set.
+
+    Returns:
+        The document of `evaluate --json`: `model`, `version`, `run`, `test` (metrics by
+        `task/metric`), `slices`, `rows` and `examples_per_second`.
+
+    Raises:
+        UserError: the model, the split or a column is missing.
+    """
+    with opened_model(model, uri) as opened:
+        inference = opened.inference
+        recipe, source = inference.recipe, open_data(data)
+        evaluation = Evaluation(
+            recipe.task_names,
+            ("domain",) if recipe.features.domain else (),
+            grouped=recipe.features.group is not None,
+        )
+        start, done = time.perf_counter(), 0
+        for table in _tables(recipe, source, split, inference.columns):
+            if table.num_rows:
+                _update(evaluation, recipe, inference, table)
+            done += table.num_rows
+            progress(done, source.num_rows)
+        if not done:
+            raise UserError(f"--split {split}: no row of {data} meets its conditions")
+        metrics = evaluation.compute()
+        whole = {key: value for key, value in metrics.items() if key.count("/") == 1}
+        return {
+            "model": opened.name,
+            "version": opened.version,
+            "run": opened.run,
+            "test": whole,
+            "slices": {key: value for key, value in metrics.items() if key not in whole},
+            "rows": done,
+            "examples_per_second": done / (time.perf_counter() - start),
+        }
+
+
+def predict_data(model: str, data: str, out: Path, uri: str, progress: Progress) -> dict[str, Any]:
+    """Write the probabilities of every row, with keys and row order kept.
+
+    Returns:
+        The document of `predict --json`: `model`, `rows`, `out`, and the ids that were unknown to
+        the model by feature.
+
+    Raises:
+        UserError: the model or a column is missing, or `out` is not empty.
+    """
+    with opened_model(model, uri) as opened:
+        rows = predict_parquet(opened.inference, data, out, progress=progress)
+        unknown = dict(opened.inference.unknown_ids)
+    return {"model": opened.name, "rows": rows, "out": str(out), "unknown_ids": unknown}
+
+
+def _tables(
+    recipe: Recipe, source: DataSource, split: str, features: tuple[str, ...] | list[str]
+) -> Iterator[pa.Table]:
+    if split not in SPLITS:
+        raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")
+    conditions = () if split == "all" else getattr(recipe.data.splits, split)
+    if conditions is None:
+        raise UserError(f"--split: the model's recipe has no split '{split}'; use --split all")
+    extra = [recipe.features.group, recipe.features.domain]
+    extra += [column for task in recipe.tasks for column in (task.label, task.valid)]
+    columns = list(dict.fromkeys([*features, *(name for name in extra if name)]))
+    return filtered_tables(source, conditions, columns, f"data.splits.{split}")
+
+
+def _update(
+    evaluation: Evaluation, recipe: Recipe, inference: InferenceModel, table: pa.Table
+) -> None:
+    columns = {name: table.column(name).combine_chunks() for name in inference.columns}
+    logits = inference.predict_logits(columns)
+    pairs = [_label(table, task) for task in recipe.tasks]
+    labels, valid = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+    group, domain = recipe.features.group, recipe.features.domain
+    evaluation.update(
+        logits,
+        labels,
+        valid,
+        torch.ones_like(valid),
+        _integers(table, group),
+        {"domain": _integers(table, domain)} if domain else {},
+    )
+
+
+def _label(table: pa.Table, task: Task) -> tuple[Tensor, Tensor]:
+    """Label and validity of one task, (B,) each."""
+    column = table.column(task.label)
+    valid = np.asarray(pc.is_valid(column)).astype(np.float32)
+    labels = np.asarray(pc.fill_null(column.cast(pa.float32()), 0.0))
+    if task.valid is not None:
+        sample_space = pc.fill_null(table.column(task.valid).cast(pa.float32()), 0.0)
+        valid = valid * np.asarray(sample_space)
+    return torch.from_numpy(labels.copy()), torch.from_numpy(valid)
+
+
+def _integers(table: pa.Table, name: str | None) -> Tensor:
+    if name is None:
+        return torch.zeros(table.num_rows, dtype=torch.int64)
+    return torch.from_numpy(
+        np.asarray(pc.fill_null(table.column(name).cast(pa.int64()), -1)).copy()
+    )

@@ -1,0 +1,164 @@
+"""A training run from recipe to registered model."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prismrec.config import Recipe, UserError, flatten
+from prismrec.data.source import DataSource, open_data
+from prismrec.embeddings.optimizers import check_optimizer
+from prismrec.embeddings.sets import embedding_spec
+from prismrec.jobs.launch import run_locally, run_on_ray
+from prismrec.jobs.progress import shown_progress
+from prismrec.jobs.publish import Published, publish
+from prismrec.models.zoo import needs_linear
+from prismrec.tracking.run import MlflowTracker
+from prismrec.train.process_group import resolve_device
+from prismrec.train.run_files import RunFiles, latest_run, new_run
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run.
+
+    Args:
+        files: the run's directory.
+        published: the registered model and its tracking run.
+        metrics: test metrics by `task/metric`.
+        examples_per_second: over all workers, evaluations not counted.
+        steps: steps done.
+        stopped_by: signal or "patience" that ended it early, or "".
+    """
+
+    files: RunFiles
+    published: Published
+    metrics: dict[str, float]
+    examples_per_second: float
+    steps: int
+    stopped_by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `train --json` prints."""
+        kinds = ("auc", "gauc", "logloss", "ne", "pcoc", "auc_low", "auc_high")
+        shown = {k: v for k, v in self.metrics.items() if k.split("/")[1:] in [[x] for x in kinds]}
+        return {
+            "model": self.published.model,
+            "version": self.published.version,
+            "run": self.published.run_id,
+            "test": shown,
+            "examples_per_second": self.examples_per_second,
+            "directory": str(self.files.directory),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is started.
+
+    Args:
+        use_ray: run the workers under Ray Train.
+        resume: go on with the recipe's newest run.
+        verbose: show what the libraries say.
+        console: where progress is shown.
+    """
+
+    use_ray: bool = True
+    resume: bool = False
+    verbose: bool = False
+    console: Console | None = None
+
+
+def run_training(recipe: Recipe, options: Options) -> Result:
+    """Train, evaluate, export, check and register; everything is in MLflow and the run directory.
+
+    Raises:
+        UserError: the recipe does not fit the data or the device (before any process starts), a
+            worker met bad data, or the exported copy differs from the trained model.
+    """
+    recipe = _absolute(recipe)
+    source = check_before_start(recipe)
+    files = latest_run(recipe) if options.resume else new_run(recipe)
+    if options.resume:
+        recipe = _resumable(recipe, files)
+    tracker = _tracker(recipe, files)
+    files.record({"run": tracker.run_id, "data": recipe.data.path})
+    tracker.log_parameters(flatten(recipe) | {"data.fingerprint": source.fingerprint})
+    order = {
+        "directory": str(files.directory),
+        "attempt": secrets.token_hex(4),
+        "verbose": options.verbose,
+        "tracking": {"uri": tracker.uri, "run": tracker.run_id},
+    }
+    console = options.console or Console(stderr=True)
+    try:
+        with shown_progress(files.events, console, recipe.task_names):
+            (run_on_ray if options.use_ray else run_locally)(recipe, files, order)
+        if not files.outcome.exists():
+            raise UserError(f"the workers ended without an outcome; see {files.log(0).parent}")
+        outcome = json.loads(files.outcome.read_text())
+        published = publish(recipe, files, outcome, tracker)
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+    return Result(
+        files,
+        published,
+        outcome["metrics"],
+        outcome["examples_per_second"],
+        outcome["steps"],
+        outcome["stopped_by"],
+    )
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """The recipe with a local data path that means the same in every process."""
+    path = recipe.data.path
+    if "://" in path:
+        return recipe
+    data = recipe.data.model_copy(update={"path": str(Path(path).absolute())})
+    return recipe.model_copy(update={"data": data})
+
+
+def _tracker(recipe: Recipe, files: RunFiles) -> MlflowTracker:
+    """The run's record in MLflow: the one it has already when it is resumed, else a new one."""
+    known = files.facts().get("run")
+    if known:
+        return MlflowTracker.resume(recipe.tracking, known)
+    return MlflowTracker.start(recipe.tracking, files.directory.name)
+
+
+def check_before_start(recipe: Recipe) -> DataSource:
+    """Everything about recipe, data and device that can be wrong without starting a process.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    check_optimizer(recipe.embedding.optimizer, resolve_device(recipe.train.device))
+    source = open_data(recipe.data.path)
+    embedding_spec(recipe, source.schema, needs_linear=needs_linear(recipe.model))
+    return source
+
+
+def _resumable(recipe: Recipe, files: RunFiles) -> Recipe:
+    """The recipe to go on with: what was saved may not change, except workers and length."""
+    before = files.read_recipe()
+    allowed = {"workers", "train", "evaluate", "checkpoint", "out", "tracking", "export"}
+    changed = [
+        name
+        for name in type(recipe).model_fields
+        if name not in allowed and getattr(before, name) != getattr(recipe, name)
+    ]
+    if changed:
+        raise UserError(
+            f"--resume: {', '.join(changed)} differ from the run in {files.directory}; "
+            "resume with the same recipe or start a new run"
+        )
+    files.write_recipe(recipe)
+    return recipe

@@ -1,0 +1,86 @@
+"""What one training process does, however it was started."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismrec.config import UserError
+from prismrec.data.source import open_data
+from prismrec.tracking.run import MlflowTracker
+from prismrec.train.events import EventLog
+from prismrec.train.loop import Session, train
+from prismrec.train.process_group import Ranks, process_group, resolve_device
+from prismrec.train.quiet import library_output
+from prismrec.train.run_files import RunFiles
+from prismrec.train.tracker import Tracker, Trackers
+
+
+def work(order: dict[str, Any]) -> None:
+    """Train as one rank of the run in `order["directory"]`; rank 0 writes the outcome.
+
+    A mistake of the user is written beside the outcome before it is raised, so that a restarted
+    worker group ends at once instead of meeting it again.
+
+    Args:
+        order: `directory` of the run, `attempt`, `verbose`, and `tracking` (MLflow run and URI).
+    """
+    files = RunFiles(Path(order["directory"]))
+    if files.read_error(order["attempt"]):
+        return
+    recipe = files.read_recipe()
+    rank = int(os.environ.get("RANK", 0))
+    with (
+        library_output(files.log(rank), verbose=order["verbose"]),
+        process_group(resolve_device(recipe.train.device)) as ranks,
+    ):
+        _share_cores(ranks)
+        tracker = _tracker(order, files, ranks)
+        try:
+            session = Session(ranks, files, tracker, _attempt(order, ranks))
+            outcome = train(recipe, open_data(recipe.data.path), session)
+        except UserError as error:
+            files.write_error(order["attempt"], error)
+            raise
+        finally:
+            tracker.close()
+        if ranks.is_first:
+            files.outcome.write_text(
+                json.dumps(
+                    {
+                        "checkpoint": str(outcome.checkpoint),
+                        "steps": outcome.steps,
+                        "metrics": outcome.metrics,
+                        "examples_per_second": outcome.examples_per_second,
+                        "stopped_by": outcome.stopped_by,
+                    }
+                )
+            )
+
+
+def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
+    if not ranks.is_first:
+        return Trackers([])
+    trackers: list[Tracker] = [EventLog(files.events)]
+    if order["tracking"]:
+        trackers.append(MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"]))
+    return Trackers(trackers)
+
+
+def _attempt(order: dict[str, Any], ranks: Ranks) -> str:
+    """A name of this start that all ranks share and no earlier start had.
+
+    Collective: every rank calls it.
+    """
+    number = torch.tensor([int.from_bytes(os.urandom(6), "big")], dtype=torch.int64)
+    number = ranks.sum(number.to(ranks.device) if ranks.is_first else number.zero_())
+    return f"{order['attempt']}-{int(number):x}"
+
+
+def _share_cores(ranks: Ranks) -> None:
+    """Give each process of this machine its part of the cores."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, ranks.local_world_size)))

@@ -1,0 +1,184 @@
+"""Every model by its recipe name, as a composition of sets, experts, gates and towers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from prismrec.config import UserError, nearest
+from prismrec.config.model import DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
+from prismrec.config.section import Section
+from prismrec.models.experts import ExpertSpec
+from prismrec.models.interactions import (
+    CrossV1Spec,
+    CrossV2Spec,
+    DNNSpec,
+    FlatSpec,
+    FMSpec,
+    InteractionSpec,
+)
+from prismrec.models.layers import MLPSpec
+from prismrec.models.mixture import BranchSpec, Composition, Fields, Merge, RankingModel
+
+Builder = Callable[[Any, Fields], Composition]
+
+
+def build_model(section: Section, fields: Fields) -> nn.Module:
+    """The model that a recipe's `[model]` section asks for, without its embedding tables.
+
+    Args:
+        section: one of the sections of `prismrec.config.model`.
+        fields: shapes of the inputs.
+
+    Returns:
+        A module with the `forward` of `RankingModel`.
+
+    Raises:
+        UserError: the model needs an embedding set or a hidden layer that is not there, or a
+            custom model cannot be imported or is not a module.
+    """
+    if isinstance(section, Custom):
+        return _custom(section, fields)
+    return RankingModel(MODELS[_name(section)](section, fields), fields)
+
+
+def needs_linear(section: Section) -> bool:
+    """Whether the model has first-order weights, the `linear` input of its `forward`."""
+    return _name(section) in ("lr", "fm", "wide_deep", "deepfm")
+
+
+def _name(section: Section) -> str:
+    return str(getattr(section, "name", ""))
+
+
+def _lr(section: LR, fields: Fields) -> Composition:
+    """`b + sum_i w_i x_i`."""
+    return Composition((), wide=True)
+
+
+def _fm(section: FM, fields: Fields) -> Composition:
+    """`LR + sum bi(X)`; with several sets each `bi` passes a non-linear projection first.
+
+    Without that non-linearity the sum over sets would be one wider FM.
+    """
+    projection = MLPSpec((section.projection,), norm="layer")
+    return Composition((_fm_branch(section.merge, projection, fields),), wide=True)
+
+
+def _dnn(section: DNN, fields: Fields) -> Composition:
+    """`Linear(MLP(x))`."""
+    return Composition((_deep_branch(section, FlatSpec(), fields),))
+
+
+def _wide_deep(section: WideDeep, fields: Fields) -> Composition:
+    """`LR + Linear(MLP(x))`."""
+    return Composition((_deep_branch(section, FlatSpec(), fields),), wide=True)
+
+
+def _deepfm(section: DeepFM, fields: Fields) -> Composition:
+    """`LR + sum bi(X) + Linear(MLP(x))`; with several sets each path is merged by itself."""
+    deep = _deep_branch(section, FlatSpec(), fields)
+    projection = MLPSpec(section.hidden[:1], section.dropout, section.norm)
+    return Composition((_fm_branch(section.merge, projection, fields), deep), wide=True)
+
+
+def _dcn(section: DCN, fields: Fields) -> Composition:
+    """`Linear([x_L; MLP(x)])` with a weight vector per cross layer."""
+    cross = CrossV1Spec(section.num_cross_layers)
+    return Composition((_parallel_branch(section, cross, fields),))
+
+
+def _dcnv2(section: DCNv2, fields: Fields) -> Composition:
+    """`Linear([x_L; MLP(x)])` or `Linear(MLP(x_L))` with a weight matrix per cross layer."""
+    cross = CrossV2Spec(section.num_cross_layers, section.cross_rank)
+    build = _deep_branch if section.structure == "stacked" else _parallel_branch
+    return Composition((build(section, cross, fields),))
+
+
+MODELS: dict[str, Builder] = {
+    "lr": _lr,
+    "fm": _fm,
+    "dnn": _dnn,
+    "wide_deep": _wide_deep,
+    "deepfm": _deepfm,
+    "dcn": _dcn,
+    "dcnv2": _dcnv2,
+}
+"""The composition of every model, by its recipe name."""
+
+_Deep = DNN | WideDeep | DeepFM | DCN | DCNv2
+
+
+def _fm_branch(merge: Merge, projection: MLPSpec, fields: Fields) -> BranchSpec:
+    num_sets = _count_sets(fields)
+    if num_sets == 1:
+        return BranchSpec((ExpertSpec(0, (FMSpec(),)),), tower=None)
+    experts = tuple(ExpertSpec(m, (FMSpec(),), projection) for m in range(num_sets))
+    return BranchSpec(experts, merge)
+
+
+def _deep_branch(section: _Deep, interaction: InteractionSpec, fields: Fields) -> BranchSpec:
+    """The first hidden layer belongs to each set, the rest is the tower they share."""
+    num_sets = _count_sets(fields)
+    _need_hidden(section, num_sets)
+    first = MLPSpec(section.hidden[:1], section.dropout, section.norm)
+    rest = MLPSpec(section.hidden[1:], section.dropout, section.norm)
+    experts = tuple(ExpertSpec(m, (interaction,), first) for m in range(num_sets))
+    return BranchSpec(experts, section.merge if num_sets > 1 else "concat", rest)
+
+
+def _parallel_branch(section: _Deep, cross: InteractionSpec, fields: Fields) -> BranchSpec:
+    """Cross network and MLP side by side; with several sets projected before they meet."""
+    num_sets = _count_sets(fields)
+    _need_hidden(section, num_sets)
+    both = (cross, DNNSpec(MLPSpec(section.hidden, section.dropout, section.norm)))
+    if num_sets == 1:
+        return BranchSpec((ExpertSpec(0, both),))
+    projected = MLPSpec(section.hidden[-1:], section.dropout, section.norm)
+    experts = tuple(ExpertSpec(m, both, projected) for m in range(num_sets))
+    return BranchSpec(experts, section.merge)
+
+
+def _count_sets(fields: Fields) -> int:
+    if not fields.set_dims:
+        raise UserError(
+            "model.name: only 'lr' works without an embedding set; "
+            "set embedding.num_sets to 1 or more"
+        )
+    return len(fields.set_dims)
+
+
+def _need_hidden(section: _Deep, num_sets: int) -> None:
+    if num_sets > 1 and not section.hidden:
+        raise UserError(
+            f"model.hidden: {num_sets} embedding sets meet behind a non-linear layer, got no "
+            "layer at all; give at least one width"
+        )
+
+
+def _custom(section: Custom, fields: Fields) -> nn.Module:
+    module_name, _, function_name = section.name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"model.name: '{module_name}' cannot be imported ({error}); "
+            "install it, or put its folder on PYTHONPATH, wherever a worker runs"
+        ) from error
+    build = getattr(module, function_name, None)
+    if not callable(build):
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise UserError(
+            f"model.name: '{module_name}' has no function '{function_name}'; "
+            f"{nearest(function_name, known)}"
+        )
+    model = build(fields, section.options)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name: '{section.name}' returned {type(model).__name__}; "
+            "it must return a torch.nn.Module"
+        )
+    return model

@@ -1,0 +1,143 @@
+"""`prismrec data`: make, prepare and look at data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prismrec.cli import output
+from prismrec.cli.options import AsJson
+
+app = typer.Typer(
+    help="Make, prepare and look at data sets.",
+    epilog="Example: prismrec data synth out/demo/data --rows 200000",
+    no_args_is_help=True,
+)
+
+
+@app.command(epilog="Example: prismrec data synth out/world --rows 200000 --days 7 --seed 1")
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
+    rows: Annotated[int, typer.Option(help="Rows in all.", min=1)] = 200_000,
+    days: Annotated[int, typer.Option(help="Days the rows are spread over.", min=1)] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 1,
+) -> None:
+    """Write the synthetic world: Parquet files whose true probabilities are known."""
+    from prismrec.data.world import write_world
+
+    with output.progress("Writing the world", "rows") as advance:
+        write_world(out, rows=rows, days=days, seed=seed, progress=advance)
+    output.note(f"{rows:,} rows over {days} days are in {out}")
+
+
+@app.command(
+    epilog="Example: prismrec data prepare kuairand --source KuaiRand-Pure --out out/kuairand"
+)
+def prepare(  # noqa: PLR0913 - the options of a command are its arguments
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="census, criteo, csv, frappe, kuairand, movielens, or package.module:function.",
+        ),
+    ],
+    source: Annotated[Path, typer.Option(help="Directory with the files as published.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="csv: JSON file that says what the columns mean.")
+    ] = None,
+    delimiter: Annotated[str, typer.Option(help="csv: what stands between fields.")] = ",",
+    min_count: Annotated[
+        int, typer.Option(help="criteo, csv: rarer values are read as unknown.", min=1)
+    ] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a data set at --out.")
+    ] = False,
+) -> None:
+    """Turn a public data set, or delimited text of your own, into Parquet files with a schema."""
+    from prismrec.config import UserError
+    from prismrec.data import adapters
+
+    character = "\t" if delimiter in ("\\t", "tab") else delimiter
+    if len(character) != 1:
+        raise UserError(f"--delimiter: must be one character or \\t, got {delimiter!r}")
+    with output.progress(f"Preparing {name}", "") as advance:
+        options = adapters.PrepareOptions(
+            schema=schema, delimiter=character, min_count=min_count, progress=advance
+        )
+        written = adapters.prepare(name, source, out, options, overwrite)
+    output.note(f"{written.name}: {len(written.columns)} columns are in {out}")
+
+
+@app.command(epilog="Example: prismrec data inspect out/kuairand --world-size 2")
+def inspect(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A data set, or its URL.")],
+    world_size: Annotated[
+        int | None, typer.Option(help="Ranks that the lanes are shared out to.", min=1)
+    ] = None,
+    lanes: Annotated[int, typer.Option(help="Lanes, as in a recipe's data.lanes.", min=1)] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a data set holds: files, rows, lanes, and every column in numbers."""
+    from prismrec.data.inspect import inspect_data
+
+    with output.progress("Reading", "row groups") as advance:
+        facts = inspect_data(directory, world_size, lanes, advance)
+    if as_json:
+        output.print_json(facts)
+        return
+    output.print_table(("data set", facts["name"]), _overview(facts))
+    rows = [
+        (name, column["kind"], _short(column["type"]), column["nulls"], _contents(column))
+        for name, column in facts["columns"].items()
+    ]
+    output.print_table(("column", "kind", "type", "nulls", "holds"), rows)
+
+
+def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines on the data set as a whole."""
+    lanes = facts["lanes"]
+    rows = [
+        ("source", facts["source"]),
+        ("fingerprint", facts["fingerprint"]),
+        ("rows", f"{facts['rows']:,} in {facts['files']:,} files, {facts['bytes']:,} bytes"),
+        ("row groups", f"{facts['row_groups']:,} of {_span(facts['rows_per_group'])} rows"),
+        ("lanes", f"{lanes['lanes']} of {_span(lanes['rows_per_lane'])} rows"),
+    ]
+    if "world_size" in lanes:
+        shares = ", ".join(f"{count:,}" for count in lanes["rows_per_rank"])
+        rows.append(("ranks", f"{lanes['lanes_per_rank']} lanes each; rows by rank: {shares}"))
+    return rows
+
+
+def _contents(column: dict[str, Any]) -> str:
+    """What one column holds, in a line."""
+    parts = []
+    if "lengths" in column:
+        lengths = column["lengths"]
+        ends = f"{lengths['0.5']} at the median, {lengths['1']} at most"
+        parts.append(f"length {ends}, {lengths['empty_share']:.1%} empty")
+    if "num_ids" in column:
+        distinct = "" if column["distinct"] is None else f"{column['distinct']:,} of "
+        parts.append(f"{distinct}{column['num_ids']:,} ids, {column['unknown']:,} unknown")
+    elif column.get("rate") is not None:
+        parts.append(f"{column['rate']:.4f} are 1")
+    elif column.get("mean") is not None:
+        spread = f"mean {column['mean']:.4g}, std {column['std']:.4g}"
+        parts.append(f"{column['min']:.4g} to {column['max']:.4g}, {spread}")
+    elif column.get("min") is not None:
+        parts.append(f"{column['min']} to {column['max']}")
+    return "; ".join(parts)
+
+
+def _short(type_: str) -> str:
+    """An Arrow type without the names of list items."""
+    return type_.replace("element: ", "").replace("item: ", "")
+
+
+def _span(ends: list[int]) -> str:
+    """Two numbers, or one where they are equal."""
+    least, most = ends
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

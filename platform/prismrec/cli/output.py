@@ -1,0 +1,103 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    print_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Print plain text on standard output, as it stands."""
+    sys.stdout.write(text)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Print a table on standard output; numbers stand on the right, `ok`, `warn`, `fail` in colour."""
+    table = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        cells = [_cell(value) for value in row]
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+    Console().print(table)
+
+
+def note(message: str) -> None:
+    """Print a line for the person at the terminal on standard error."""
+    sys.stderr.write(message + "\n")
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, gone when the work is done; none where that is no terminal.
+
+    Yields:
+        What the work calls now and then with how many units are done and how many there are.
+    """
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """A spinner on standard error while work of unknown length goes on."""
+    with Console(stderr=True).status(title):
+        yield
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Hide what libraries say, in this process and those it starts, unless `verbose`."""
+    level = logging.INFO if verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def report_failure(error: BaseException, message: str, verbose: bool) -> None:
+    """Print why a command failed on standard error; with `verbose`, the traceback before it."""
+    if verbose:
+        traceback.print_exception(error)
+    Console(stderr=True, highlight=False).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,140 @@
+"""`prismrec train`, `evaluate`, `predict` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prismrec.cli import output
+from prismrec.cli.options import AsJson, Overrides, RecipePath, is_verbose
+
+TRAIN_EXAMPLE = (
+    "Example: prismrec train jobs/recipes/kuairand_me_dcnv2.toml data.path=out/kuairand --workers 2"
+)
+EVALUATE_EXAMPLE = "Example: prismrec evaluate models:/ctr@champion --data out/kuairand"
+PREDICT_EXAMPLE = (
+    "Example: prismrec predict models:/ctr@champion --data out/kuairand --out out/predictions"
+)
+DEMO_EXAMPLE = "Example: prismrec demo"
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a directory of a checkpoint.",
+    ),
+]
+DataPath = Annotated[str, typer.Option("--data", help="A data set with the model's columns.")]
+Uri = Annotated[
+    str, typer.Option("--tracking-uri", help="The MLflow server or SQLite file of the registry.")
+]
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+
+def train(  # noqa: PLR0913 - the options of a command are its arguments
+    context: typer.Context,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that train; workers.count.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A running Ray cluster; workers.address.")
+    ] = None,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="Plain processes of this machine instead of Ray.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the recipe's newest run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model, evaluate it, and register its inference copy."""
+    from prismrec.config import load
+    from prismrec.jobs.train import Options, run_training
+
+    changes = [*(overrides or [])]
+    if workers is not None:
+        changes.append(f"workers.count={workers}")
+    if address is not None:
+        changes.append(f'workers.address="{address}"')
+    options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
+    result = run_training(load(recipe, changes), options)
+    if as_json:
+        output.print_json(result.to_json())
+    else:
+        show_result(result.to_json(), result.stopped_by)
+
+
+def evaluate(
+    model: ModelName,
+    data: DataPath,
+    uri: Uri = DEFAULT_URI,
+    split: Annotated[
+        str, typer.Option("--split", help="Rows to take: train, valid, test, or all.")
+    ] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Exact metrics of a model on a data set, per task and per slice."""
+    from prismrec.jobs.evaluate import evaluate_model
+
+    with output.progress("evaluating", "rows") as progress:
+        document = evaluate_model(model, data, split, uri, progress)
+    if as_json:
+        output.print_json(document)
+        return
+    output.print_table(["metric", "value"], list(document["test"].items()), title=document["model"])
+    if document["slices"]:
+        output.print_table(["slice", "value"], list(document["slices"].items()))
+
+
+def predict(
+    model: ModelName,
+    data: DataPath,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the probabilities.")],
+    uri: Uri = DEFAULT_URI,
+    as_json: AsJson = False,
+) -> None:
+    """Probabilities of every row, as Parquet, with the rows' order and keys kept."""
+    from prismrec.jobs.evaluate import predict_data
+
+    with output.progress("predicting", "rows") as progress:
+        document = predict_data(model, data, out, uri, progress)
+    if as_json:
+        output.print_json(document)
+    else:
+        output.note(f"{document['rows']:,} rows into {out}")
+
+
+def demo(context: typer.Context, as_json: AsJson = False) -> None:
+    """Make the synthetic world, train on it, register the model, load it back and predict."""
+    from prismrec.jobs.demo import run_demo
+
+    with output.progress("making the world", "rows") as progress:
+        document = run_demo(progress, verbose=is_verbose(context))
+    if as_json:
+        output.print_json(document)
+        return
+    show_result(document)
+    best = ", ".join(f"{task} {auc:.4f}" for task, auc in document["best_auc"].items())
+    output.note(f"best reachable AUC (from the true probabilities): {best}")
+    output.note(f"{document['predicted']:,} rows predicted from the registry: {document['out']}")
+
+
+def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
+    """The closing table of a run and how to look at it."""
+    tasks = dict.fromkeys(key.partition("/")[0] for key in document["test"])
+    kinds = ("auc", "gauc", "logloss", "ne", "pcoc")
+    rows = [[task, *(document["test"].get(f"{task}/{kind}") for kind in kinds)] for task in tasks]
+    if rows:
+        output.print_table(["test rows", "AUC", "GAUC", "LogLoss", "NE", "calibration"], rows)
+    if stopped_by:
+        output.note(f"stopped by {stopped_by}; --resume goes on")
+    output.note(f"examples/s  {document['examples_per_second']:,.0f}")
+    output.note(f"model       {document['model']}")
+    output.note(f"run         {document['run']} in {document['directory']}")
+    output.note(
+        f"look at it  mlflow ui --backend-store-uri {document.get('tracking', DEFAULT_URI)}"
+    )

@@ -1,0 +1,182 @@
+"""The recipe on paper: a resolved recipe as TOML, and the page that lists every key."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from prismrec.config.load import dump
+from prismrec.config.model import BUILT_IN, Custom
+from prismrec.config.recipe import Recipe
+from prismrec.config.section import Section
+
+_PREAMBLE = """\
+# Recipes
+
+<!-- written by `prismrec config --docs > docs/recipes.md`; a test compares the two -->
+
+A recipe is a TOML file that holds everything a run depends on. A value comes from the command line
+(`section.key=value`), else from the file, else from the defaults below. A misspelt key or a value of
+another type is an error; all problems are told at once, before anything starts. `prismrec config RECIPE`
+prints a recipe with every value filled in.
+"""
+_WORDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "string",
+    bool: "`true` or `false`",
+    Any: "anything",
+}
+_BUILT_IN = tuple(BUILT_IN.values())  # their name is the heading
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML that `load` reads back; keys without a value stand as comments."""
+    return "\n".join(_toml_table("", dump(recipe))).strip("\n") + "\n"
+
+
+def recipe_page() -> str:
+    """A page of Markdown with every key of the schema: type, default, allowed range, meaning."""
+    lines = [_PREAMBLE, *_page_section("", Recipe, "Top level")]
+    for name, section in BUILT_IN.items():
+        lines += _page_section("model", section, f'`[model]` with `name = "{name}"`')
+    lines += _page_section("model", Custom, "`[model]` of your own")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _toml_table(path: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of one TOML table: its own keys, which must come first, then the tables below it."""
+    own = {key: item for key, item in table.items() if not isinstance(item, Mapping)}
+    if path and (own or not table):
+        yield f"\n[{path}]"
+    for key, item in own.items():
+        yield f"# {key} is not set" if item is None else f"{_toml_key(key)} = {_toml_lines(item)}"
+    for key, item in table.items():
+        if isinstance(item, Mapping):
+            yield from _toml_table(f"{path}.{_toml_key(key)}" if path else _toml_key(key), item)
+
+
+def _toml_lines(item: Any) -> str:
+    """A value; a list of tables takes a line for each."""
+    if isinstance(item, list) and item and all(isinstance(each, Mapping) for each in item):
+        return "[\n" + "".join(f"  {_toml_value(each)},\n" for each in item) + "]"
+    return _toml_value(item)
+
+
+def _toml_value(item: Any) -> str:
+    if isinstance(item, Mapping):
+        pairs = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in item.items() if v is not None]
+        return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
+    if isinstance(item, list):
+        return "[" + ", ".join(_toml_value(each) for each in item) + "]"
+    return json.dumps(item, ensure_ascii=False)
+
+
+def _toml_key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else json.dumps(key, ensure_ascii=False)
+
+
+def _page_section(path: str, section: type[Section], title: str) -> Iterator[str]:
+    """Heading, meaning and keys of one section, then the sections below it."""
+    yield f"## {title}\n\n{_prose(inspect.getdoc(section))}\n"
+    fields = section.model_fields
+    rows = [
+        _page_row(name, field)
+        for name, field in fields.items()
+        if not _is_section(field.annotation) and not (name == "name" and section in _BUILT_IN)
+    ]
+    if rows:
+        yield "| key | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |"
+        yield from rows
+        yield ""
+    for name, field in fields.items():
+        inner = f"{path}.{name}" if path else name
+        for below in _sections_in(field.annotation):
+            if below is not Section:  # the model's own sections follow by name
+                yield from _page_section(inner, below, _page_title(inner, field.annotation))
+
+
+def _page_title(path: str, annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is tuple:
+        return f"`[[{path}]]`"
+    return f"`[{path}.NAME]`" if origin is dict else f"`[{path}]`"
+
+
+def _page_row(name: str, field: FieldInfo) -> str:
+    cells = (
+        f"`{name}`",
+        _type_of(field.annotation),
+        _default_of(field),
+        _range_of(field),
+        _prose(field.description),
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type_of(annotation: Any) -> str:
+    """The type in words; None is left out, the default says so."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_of(each) for each in inner if each is not type(None))
+    if origin is Literal:
+        return ", ".join(f"`{json.dumps(each)}`" for each in inner)
+    if origin is Annotated:
+        return _type_of(inner[0])
+    if origin is tuple:
+        return f"list: {_type_of(inner[0])}"
+    if origin is dict:
+        return f"by name: {_type_of(inner[1])}"
+    return "section" if _is_section(annotation) else _WORDS[annotation]
+
+
+def _default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return "not set" if default is None else f"`{json.dumps(default)}`"
+
+
+def _range_of(field: FieldInfo) -> str:
+    limits = _limits(field.metadata)
+    each = [
+        limit
+        for inner in get_args(field.annotation)
+        if get_origin(inner) is Annotated
+        for extra in get_args(inner)[1:]
+        for limit in _limits(getattr(extra, "metadata", []))
+    ]
+    return ", ".join(limits + [f"each {limit}" for limit in each])
+
+
+def _limits(metadata: list[Any]) -> list[str]:
+    """Bounds and patterns among the constraints that pydantic keeps for a field."""
+    limits = [
+        f"{sign} {getattr(each, name)}"
+        for each in metadata
+        for name, sign in _SIGNS.items()
+        if hasattr(each, name)
+    ]
+    patterns = [getattr(each, "pattern", None) for each in metadata]
+    return limits + [f"matches `{pattern}`" for pattern in patterns if pattern]
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if _is_section(annotation):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _sections_in(inner)]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _prose(text: str | None) -> str:
+    return " ".join((text or "").split())

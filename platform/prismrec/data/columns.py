@@ -1,0 +1,158 @@
+"""Which columns a recipe reads, and as what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from prismrec.config import Recipe, UserError
+from prismrec.config.data import SparseFeature, Task
+from prismrec.data.encode.ids import name_seed
+from prismrec.data.schema import DataSchema
+from prismrec.data.source import DataSource
+
+
+@dataclass(frozen=True)
+class IdColumn:
+    """A sparse feature.
+
+    Args:
+        feature: key in the batch.
+        column: column of ids.
+        is_bag: several ids a row.
+        weights: list column parallel to a bag.
+        num_rows: rows of its table for known ids.
+        hash_seed: folds ids of any value into those rows; None leaves large ids unknown.
+    """
+
+    feature: str
+    column: str
+    is_bag: bool
+    weights: str | None
+    num_rows: int
+    hash_seed: int | None
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """A task's label.
+
+    Args:
+        column: label column.
+        valid: column that is 1 in the task's sample space, None where that is every row.
+        negative_rate: share of negatives that stay valid.
+    """
+
+    column: str
+    valid: str | None
+    negative_rate: float
+
+
+@dataclass(frozen=True)
+class ReadColumns:
+    """Everything read for a batch, and the order of the columns in `Rows`.
+
+    `ints` are the single ids, then domain, group and time as far as there are any; `floats` are
+    the dense columns, the labels and the validity of each label; `bags` are the bags.
+    """
+
+    sparse: tuple[IdColumn, ...]
+    dense: tuple[str, ...]
+    labels: tuple[LabelColumn, ...]
+    domain: str | None
+    group: str | None
+    time: str | None
+
+    @property
+    def singles(self) -> tuple[IdColumn, ...]:
+        """Sparse features with one id a row."""
+        return tuple(each for each in self.sparse if not each.is_bag)
+
+    @property
+    def bags(self) -> tuple[IdColumn, ...]:
+        """Sparse features with several ids a row."""
+        return tuple(each for each in self.sparse if each.is_bag)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the domain, group and time columns that there are."""
+        return tuple(name for name in (self.domain, self.group, self.time) if name is not None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Columns that are decoded."""
+        ids = [name for each in self.sparse for name in (each.column, each.weights)]
+        labels = [name for each in self.labels for name in (each.column, each.valid)]
+        chosen = [*ids, *self.dense, *labels, *self.keys]
+        return frozenset(name for name in chosen if name is not None)
+
+
+def read_columns(
+    recipe: Recipe, source: DataSource, table_rows: Mapping[str, int], training: bool
+) -> ReadColumns:
+    """The columns that `recipe` reads from a data set.
+
+    Args:
+        recipe: features and tasks.
+        source: the data set.
+        table_rows: rows for known ids of every sparse feature's table.
+        training: negatives are sampled down.
+
+    Raises:
+        UserError: a column is missing, or of a kind that its use does not allow.
+    """
+    schema, features = source.schema, recipe.features
+    folded = {name for name, options in recipe.embedding.tables.items() if options.hash_ids}
+    for name in features.dense:
+        schema.column(name, ("number",), "features.dense")
+    if features.time is not None:
+        schema.column(features.time, ("time",), "features.time")
+    for key in ("domain", "group"):
+        name = getattr(features, key)
+        if name is not None:
+            _integer_column(source, name, f"features.{key}")
+    return ReadColumns(
+        tuple(_id_column(each, schema, table_rows, folded) for each in features.sparse),
+        features.dense,
+        tuple(_label_column(task, schema, training) for task in recipe.tasks),
+        features.domain,
+        features.group,
+        features.time,
+    )
+
+
+def _id_column(
+    feature: SparseFeature, schema: DataSchema, table_rows: Mapping[str, int], folded: set[str]
+) -> IdColumn:
+    used_as = f"features.sparse '{feature.name}'"
+    is_bag = schema.column(feature.source, ("id", "ids"), used_as).kind == "ids"
+    if feature.weights is not None:
+        schema.column(feature.weights, ("numbers",), f"{used_as} weights")
+        if not is_bag:
+            raise UserError(
+                f"{used_as}: weights belong to a column of kind 'ids', and '{feature.source}' "
+                "holds one id a row; drop the weights"
+            )
+    seed = name_seed(feature.table_name) if feature.table_name in folded else None
+    rows = table_rows[feature.name]
+    return IdColumn(feature.name, feature.source, is_bag, feature.weights, rows, seed)
+
+
+def _label_column(task: Task, schema: DataSchema, training: bool) -> LabelColumn:
+    schema.column(task.label, ("label",), f"tasks '{task.name}' label")
+    if task.valid is not None:
+        schema.column(task.valid, ("label", "number"), f"tasks '{task.name}' valid")
+    return LabelColumn(task.label, task.valid, task.negative_rate if training else 1.0)
+
+
+def _integer_column(source: DataSource, name: str, used_as: str) -> None:
+    source.schema.column(name, ("id", "label", "time", "number", "other"), used_as)
+    for index, file in enumerate(source.files):
+        type_ = source.arrow(index).field(name).type
+        if not (pa.types.is_integer(type_) or pa.types.is_boolean(type_)):
+            raise UserError(
+                f"{used_as}: column '{name}' of {file.name} has type {type_}, but integers are "
+                "needed; number its values"
+            )

@@ -1,0 +1,197 @@
+"""One row group at a time, from Parquet to columns of numpy arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from prismrec.config import UserError
+from prismrec.data.columns import IdColumn, LabelColumn, ReadColumns
+from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
+from prismrec.data.filters import RowFilter, unreadable
+from prismrec.data.rows import Bag, Floats, Ints, Rows
+from prismrec.data.source import DataSource
+
+NO_KEY = -1
+"""Stands for a missing domain, group or time."""
+
+_ROW = "__row"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes the filtered rows of row groups.
+
+    Args:
+        source: the data set.
+        columns: what is decoded.
+        rows: which rows are kept.
+        counts: how many of every row group these are.
+        seed: of the sampling of negatives.
+        ordered_by: time column by which every row group must be sorted, None where none must.
+    """
+
+    source: DataSource
+    columns: ReadColumns
+    rows: RowFilter
+    counts: Ints
+    seed: int
+    ordered_by: str | None
+
+    def decode(self, group: int) -> Rows:
+        """The filtered rows of a row group.
+
+        Raises:
+            UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
+                match its ids, or rows are not in the order of time that is asked for.
+        """
+        sampled = any(label.negative_rate < 1 for label in self.columns.labels)
+        table = self._table(group, self.columns.names, sampled)
+        where = self.source.where(group)
+        if self.ordered_by is not None:
+            _check_sorted(table.column(self.ordered_by), self.ordered_by, where)
+        arrays = {name: _one_array(table.column(name)) for name in table.column_names}
+        ids = [_ints(arrays[each.column], NULL_ID) for each in self.columns.singles]
+        keys = [_ints(arrays[name], NO_KEY) for name in self.columns.keys]
+        dense = [_floats(arrays[name]) for name in self.columns.dense]
+        numbers = arrays[_ROW].to_numpy() if sampled else None
+        labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
+        return Rows(
+            table.num_rows,
+            (*ids, *keys),
+            (*dense, *(label for label, _ in labels), *(valid for _, valid in labels)),
+            tuple(_bag(each, arrays, where) for each in self.columns.bags),
+        )
+
+    def row_numbers(self, group: int) -> Ints:
+        """Where the filtered rows of a row group lie in the file's row group."""
+        if self.counts[group] == self.source.group_rows[group]:
+            return np.arange(self.counts[group])
+        numbers = self._table(group, frozenset(), True).column(_ROW)
+        return np.asarray(numbers.to_numpy(), np.int64)
+
+    def _table(self, group: int, names: frozenset[str], numbered: bool) -> pa.Table:
+        source, where = self.source, self.source.where(group)
+        file = int(source.group_file[group])
+        partial = self.counts[group] < source.group_rows[group]
+        wanted = names | self.rows.columns if partial else names
+        constants = source.files[file].constants
+        try:
+            with pq.ParquetFile(source.file_path(file), filesystem=source.filesystem) as parquet:
+                table = parquet.read_row_group(
+                    int(source.group_index[group]), columns=sorted(wanted - constants.keys())
+                )
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(where, error) from None
+        for name in sorted(wanted & constants.keys()):
+            value = pa.scalar(constants[name], source.partition_types[name])
+            table = table.append_column(name, pa.repeat(value, int(source.group_rows[group])))
+        if numbered:
+            table = table.append_column(_ROW, pa.array(np.arange(source.group_rows[group])))
+        if partial:
+            table = table.filter(self.rows.expression)
+        if table.num_rows != self.counts[group]:
+            raise UserError(
+                f"{where}: {table.num_rows} rows pass the filter and {self.counts[group]} did when "
+                "they were counted; the file was changed, start the run again"
+            )
+        return table
+
+    def _label(
+        self, label: LabelColumn, arrays: dict[str, pa.Array], place: tuple[int, Ints | None]
+    ) -> tuple[Floats, Floats]:
+        """Labels with 0 for missing ones, and where they are valid."""
+        (group, numbers), source = place, self.source
+        values, valid = _zero_one(arrays[label.column], label.column, source.where(group))
+        if label.valid is not None:
+            inside, known = _zero_one(arrays[label.valid], label.valid, source.where(group))
+            valid = valid * inside * known
+        if label.negative_rate < 1 and numbers is not None:
+            file = source.files[source.group_file[group]].name
+            seed = name_seed(f"{self.seed}/{file}/{source.group_index[group]}")
+            kept = sample_rows(numbers, label.negative_rate, seed) | (values == 1)
+            valid = valid * kept.astype(np.float32)
+        return values, valid
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(_chunks(column))
+
+
+def _chunks(column: pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks or [pa.array([], column.type)]
+
+
+def _ints(array: pa.Array, missing: int) -> Ints:
+    if array.type != pa.int64():
+        array = array.cast(pa.int64(), safe=False)
+    if array.null_count:
+        array = pc.fill_null(array, missing)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _floats(array: pa.Array) -> Floats:
+    """float32 with NaN for null; a strided constant costs nothing."""
+    if array.type != pa.float32():
+        array = array.cast(pa.float32(), safe=False)
+    if array.null_count:
+        array = pc.fill_null(array, float("nan"))
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _zero_one(array: pa.Array, column: str, where: str) -> tuple[Floats, Floats]:
+    """Values with 0 for missing ones, and 1 where there is a value."""
+    values = _floats(array)
+    known = (values == 0) | (values == 1)
+    if known.all():
+        return values, np.broadcast_to(np.float32(1), values.shape)
+    missing = np.isnan(values)
+    wrong = ~(known | missing)
+    if wrong.any():
+        raise UserError(
+            f"{where}: column '{column}' holds {values[wrong][0]:g}; a label is 0, 1 or null: "
+            "write it so"
+        )
+    return np.where(missing, np.float32(0), values), known.astype(np.float32)
+
+
+def _bag(feature: IdColumn, arrays: dict[str, pa.Array], where: str) -> Bag:
+    lists = arrays[feature.column]
+    lengths = _lengths(lists)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    weights = None
+    if feature.weights is not None:
+        parallel = arrays[feature.weights]
+        differing = np.flatnonzero(_lengths(parallel) != lengths)
+        if len(differing):
+            row = differing[0]
+            raise UserError(
+                f"{where}: column '{feature.weights}' has {_lengths(parallel)[row]} weights for "
+                f"the {lengths[row]} ids of '{feature.column}'; write one weight for every id"
+            )
+        weights = np.nan_to_num(_floats(parallel.flatten()), nan=0.0)
+    return Bag(offsets, _ints(lists.flatten(), NULL_ID), weights)
+
+
+def _lengths(lists: pa.Array) -> NDArray[np.int64]:
+    return _ints(pc.list_value_length(lists), 0)
+
+
+def _check_sorted(column: pa.ChunkedArray, name: str, where: str) -> None:
+    if column.null_count:
+        raise UserError(
+            f"{where}: column '{name}' has null times, which data.order = 'time' cannot place; "
+            "fill them or filter them out"
+        )
+    times = column.to_numpy()
+    if (times[1:] < times[:-1]).any():
+        raise UserError(
+            f"{where}: rows are not sorted by '{name}', as data.order = 'time' needs; write files "
+            "sorted by it (`prismrec data prepare` does)"
+        )

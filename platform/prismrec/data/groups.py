@@ -1,0 +1,81 @@
+"""Decoded row groups in memory: shared by lanes, bounded in number, one decoded ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from prismrec.data.rows import Rows
+
+
+class DecodedGroups:
+    """Decoded row groups that some lane is reading, and at most one that is decoded ahead.
+
+    One thread acquires, prefetches and releases.
+
+    Args:
+        decode: decodes a row group; called on the caller's thread or on one of its own.
+        limit: most row groups held at a time, the one decoded ahead not counted.
+    """
+
+    def __init__(self, decode: Callable[[int], Rows], limit: int) -> None:
+        self._decode = decode
+        self._limit = limit
+        self._held: dict[int, Rows] = {}
+        self._users: dict[int, int] = {}
+        self._ahead: tuple[int, Future[Rows]] | None = None
+        self._room: Rows | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prismrec-decode")
+        self.peak = 0
+        """Most row groups that were in memory at a time, the one decoded ahead included."""
+
+    def __enter__(self) -> DecodedGroups:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __contains__(self, group: int) -> bool:
+        return group in self._held
+
+    @property
+    def is_ahead(self) -> bool:
+        """A row group is decoded, or being decoded, before any lane needs it."""
+        return self._ahead is not None
+
+    def prefetch(self, group: int) -> None:
+        """Begin to decode a row group; to be called when none `is_ahead`."""
+        self._ahead = group, self._pool.submit(self._decode, group)
+
+    def acquire(self, group: int) -> Rows:
+        """The decoded rows of a row group, held until as many `release` calls."""
+        if group not in self._held:
+            if len(self._held) >= self._limit:
+                raise RuntimeError(f"{self._limit} decoded row groups are held, and one more asked")
+            if self._ahead is not None and self._ahead[0] == group:
+                rows = self._ahead[1].result()
+                self._ahead = None
+            else:
+                rows = self._decode(group)
+            self._held[group], self._users[group] = rows, 0
+            self.peak = max(self.peak, len(self._held) + self.is_ahead)
+        self._users[group] += 1
+        return self._held[group]
+
+    def release(self, group: int) -> None:
+        """One lane needs the row group no more."""
+        self._users[group] -= 1
+        if self._users[group] == 0:
+            del self._held[group], self._users[group]
+
+    def shared_room(self, like: Rows, num_rows: int) -> Rows:
+        """Memory in which one cursor at a time puts rows of several row groups together."""
+        if self._room is None or self._room.num_rows < num_rows:
+            self._room = like.room(num_rows)
+        return self._room

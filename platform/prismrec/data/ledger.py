@@ -1,0 +1,78 @@
+"""Which rows are in the weights: ranges of lane positions, a few numbers however long the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Range = tuple[int, int]
+
+
+class Ledger:
+    """Rows consumed, for every epoch and lane, as merged ranges [start, stop) of positions.
+
+    A position counts the rows of a lane in the reading order of that epoch; `Reader.rows_at` turns
+    it into file, row group and row.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: dict[int, list[list[Range]]] = {}
+
+    def add(self, epoch: int, before: Sequence[int], after: Sequence[int]) -> None:
+        """Record that every lane went from its offset in `before` to that in `after`.
+
+        Raises:
+            ValueError: a lane would go backwards, or a range was recorded already.
+        """
+        lanes = self._epochs.setdefault(epoch, [[] for _ in before])
+        for number, (ranges, start, stop) in enumerate(zip(lanes, before, after, strict=True)):
+            if stop < start:
+                raise ValueError(f"lane {number} went back from row {start} to {stop}")
+            if stop == start:
+                continue
+            if any(start < high and low < stop for low, high in ranges):
+                raise ValueError(f"epoch {epoch}, lane {number}: rows {start}..{stop - 1} twice")
+            lanes[number] = _merged([*ranges, (start, stop)])
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Epochs of which rows were consumed."""
+        return tuple(sorted(self._epochs))
+
+    def ranges(self, epoch: int) -> tuple[tuple[Range, ...], ...]:
+        """Ranges of every lane in one epoch."""
+        return tuple(tuple(ranges) for ranges in self._epochs.get(epoch, []))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows consumed in all epochs."""
+        lanes = [ranges for epoch in self._epochs.values() for ranges in epoch]
+        return sum(stop - start for ranges in lanes for start, stop in ranges)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger as JSON values."""
+        return {
+            str(epoch): [[list(pair) for pair in ranges] for ranges in lanes]
+            for epoch, lanes in sorted(self._epochs.items())
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Ledger:
+        """The ledger that `to_json` gave."""
+        ledger = cls()
+        for epoch, lanes in value.items():
+            ledger._epochs[int(epoch)] = [
+                [(int(start), int(stop)) for start, stop in ranges] for ranges in lanes
+            ]
+        return ledger
+
+
+def _merged(ranges: list[Range]) -> list[Range]:
+    """Ranges that do not overlap, sorted, with those that touch made one."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged

@@ -1,0 +1,95 @@
+"""Questions about single columns and rows that the training reader does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prismrec.config import Recipe
+from prismrec.data.encode.ids import NULL_ID, name_seed, row_ids
+from prismrec.data.filters import row_filter
+from prismrec.data.lanes import Share
+from prismrec.data.rows import Ints
+from prismrec.data.source import DataSource
+
+
+def id_frequency(
+    source: DataSource, recipe: Recipe, feature: str, num_rows: int, share: Share
+) -> Ints:
+    """(num_rows + 1,) how often the training split has each row of a feature's table.
+
+    One column of one rank's part of the row groups is read; the sum over ranks is the answer.
+
+    Args:
+        source: the data set.
+        recipe: for the training split and the feature.
+        feature: a sparse feature with one id a row.
+        num_rows: rows of its table for known ids.
+        share: which part of the row groups.
+    """
+    chosen = next(each for each in recipe.features.sparse if each.name == feature)
+    options = recipe.embedding.tables.get(chosen.table_name)
+    seed = name_seed(chosen.table_name) if options is not None and options.hash_ids else None
+    rows = row_filter(recipe.data.splits.train, source, "data.splits.train")
+    counts = np.zeros(num_rows + 1, np.int64)
+    groups = range(share.rank, len(source.group_rows), share.world_size)
+    fragments = {
+        file: source.fragments(file) for file in {int(source.group_file[g]) for g in groups}
+    }
+    for group in groups:
+        file = int(source.group_file[group])
+        table = fragments[file][source.group_index[group]].to_table(
+            columns=[chosen.source], filter=rows.expression, schema=source.arrow(file)
+        )
+        ids = pc.fill_null(table.column(0).cast(pa.int64()), NULL_ID).to_numpy()
+        found, _ = row_ids(ids, num_rows, seed)
+        counts += np.bincount(found, minlength=num_rows + 1)
+    return counts
+
+
+def raw_rows(
+    source: DataSource, places: tuple[Ints, Ints, Ints], columns: Sequence[str]
+) -> pa.Table:
+    """Rows as they stand in the files.
+
+    Args:
+        source: the data set.
+        places: file, row group of the file and row of that, for each row wanted.
+        columns: names of the columns.
+    """
+    files, groups, rows = places
+    parts, order = [], []
+    for file in np.unique(files).tolist():
+        fragments = source.fragments(file)
+        for group in np.unique(groups[files == file]).tolist():
+            here = np.flatnonzero((files == file) & (groups == group))
+            table = fragments[group].to_table(columns=list(columns), schema=source.arrow(file))
+            parts.append(table.take(pa.array(rows[here])))
+            order.append(here)
+    back = np.argsort(np.concatenate(order))
+    return pa.concat_tables(parts).take(pa.array(back))
+
+
+def filtered_tables(
+    source: DataSource, conditions: Sequence[str], columns: Sequence[str], where: str
+) -> Iterator[pa.Table]:
+    """The rows that meet the conditions, in the order of the files, one row group at a time.
+
+    Args:
+        source: the data set.
+        conditions: as in `data.splits`; every row if there are none.
+        columns: names of the columns.
+        where: what the conditions are called in errors.
+
+    Raises:
+        UserError: a condition cannot be read or a column is missing.
+    """
+    rows = row_filter(conditions, source, where)
+    for file in range(len(source.files)):
+        arrow = source.arrow(file)
+        source.schema.check_arrow(arrow, list(columns), source.files[file].name)
+        for fragment in source.fragments(file):
+            yield fragment.to_table(columns=list(columns), filter=rows.expression, schema=arrow)

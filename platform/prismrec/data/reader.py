@@ -1,0 +1,214 @@
+"""Batches of one rank from a data set: every row once, at any world size, from any state."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+
+import numpy as np
+
+from prismrec.config import Recipe, UserError
+from prismrec.data.ahead import ahead
+from prismrec.data.batch import Batch
+from prismrec.data.checks import check_labels, time_order
+from prismrec.data.collate import Block
+from prismrec.data.columns import read_columns
+from prismrec.data.cursor import Cursor
+from prismrec.data.decode import Decoder
+from prismrec.data.filters import RowFilter, count_rows, row_filter
+from prismrec.data.groups import DecodedGroups
+from prismrec.data.lanes import ALONE, Lanes, ReaderState, Share
+from prismrec.data.order import Part, Shuffle, Stream, cut
+from prismrec.data.rows import Ints
+from prismrec.data.source import DataSource
+
+_CHUNK_ROWS = 8192
+"""Rows of a lane that are copied at a time: long enough for numpy, short enough for the cache."""
+
+
+class Reader:
+    """Reads one split for one rank.
+
+    Args:
+        source: the data set.
+        recipe: data, features and tasks.
+        split: `train`, `valid` or `test`.
+        table_rows: rows for known ids of every sparse feature's table, the unknown row not counted.
+        share: which rank of how many.
+        training: rows come in `data.order` and negatives are sampled; else as the files lie.
+
+    Raises:
+        UserError: the recipe has no such split, the split has fewer rows than lanes, a column is
+            missing or of the wrong kind, a label is null in every row, or the files are not in
+            the order of time that is asked for.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        recipe: Recipe,
+        split: str,
+        table_rows: Mapping[str, int],
+        share: Share = ALONE,
+        training: bool = False,
+    ) -> None:
+        self._data, self._seed = recipe.data, recipe.seed
+        self._columns = read_columns(recipe, source, table_rows, training)
+        rows = _split(recipe, split, source)
+        self._counts = count_rows(source, rows)
+        self._kind = recipe.data.order if training else "file"
+        self.lanes = self._cut_lanes(split)
+        """The lanes of the split, those of other ranks included."""
+        self._owned = self.lanes.owned(share)
+        check_labels(source, rows, self._counts, self._columns.labels)
+        dealt = self.lanes.dealt
+        time = self._columns.time if dealt else None
+        self._order = time_order(source, self._counts, time) if time else _file_order(self._counts)
+        self._decoder = Decoder(source, self._columns, rows, self._counts, self._seed, time)
+        self._source = source
+        self.unknown_ids = {each.feature: 0 for each in self._columns.sparse}
+        """By feature, ids of this rank's batches so far that went to the unknown row."""
+        self.missing_values = dict.fromkeys(self._columns.dense, 0)
+        """By dense column, values of this rank's batches so far that were missing."""
+        self.peak_groups = 0
+        """Most row groups that this rank held decoded at a time."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split, on all ranks."""
+        return self.lanes.num_rows
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self.lanes.steps([0] * self.lanes.num_lanes)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of every batch of this rank, padding included."""
+        return len(self._owned) * self.lanes.step_rows
+
+    def epoch(
+        self, epoch: int = 0, offsets: Sequence[int] | None = None
+    ) -> Generator[tuple[Batch, ReaderState], None, None]:
+        """The batches of one epoch, each with the state after it.
+
+        Decoding runs ahead on threads, which end with the iterator.
+
+        Args:
+            epoch: its number, which the shuffled order depends on.
+            offsets: of all lanes, from a `ReaderState`; the beginning if not given.
+
+        Raises:
+            UserError: the offsets are not of these lanes, or a row group cannot be decoded or
+                holds what it must not.
+        """
+        start = tuple(offsets) if offsets is not None else (0,) * self.lanes.num_lanes
+        self.lanes.check(start)
+        produced = self._produce(epoch, start)
+        with closing(ahead(produced, self._data.prefetch)) as batches:
+            for step, (batch, unknown, missing) in enumerate(batches, 1):
+                for feature, count in zip(self.unknown_ids, unknown, strict=True):
+                    self.unknown_ids[feature] += int(count)
+                for column, count in zip(self.missing_values, missing, strict=True):
+                    self.missing_values[column] += int(count)
+                yield batch, ReaderState(epoch, self.lanes.after(start, step))
+
+    def rows_at(self, epoch: int, lane: int, start: int, stop: int) -> tuple[Ints, Ints, Ints]:
+        """Where rows of a lane's reading order lie: file, row group of the file, row of that.
+
+        Args:
+            epoch: whose order is meant.
+            lane: any lane, of any rank.
+            start: first position.
+            stop: the position after the last.
+        """
+        positions = np.arange(start, stop)
+        if self.lanes.dealt:
+            rounds, rest = np.divmod(positions, self.lanes.step_rows)
+            positions = (rounds * self.lanes.num_lanes + lane) * self.lanes.step_rows + rest
+        groups, rows = self._stream(epoch, lane).locate(positions)
+        for group in np.unique(groups).tolist():
+            here = groups == group
+            rows[here] = self._decoder.row_numbers(group)[rows[here]]
+        return self._source.group_file[groups], self._source.group_index[groups], rows
+
+    def _cut_lanes(self, split: str) -> Lanes:
+        num_rows, lanes = int(self._counts.sum()), self._data.lanes
+        if num_rows < lanes:
+            raise UserError(
+                f"data.lanes: the split '{split}' has {num_rows} rows for {lanes} lanes; "
+                f"loosen data.splits.{split} or use fewer lanes"
+            )
+        return Lanes(num_rows, lanes, self._data.global_batch_size // lanes, self._kind == "time")
+
+    def _stream(self, epoch: int, lane: int) -> Stream:
+        shuffle = None
+        if self._kind == "shuffle":
+            shuffle = Shuffle(self._seed, epoch, self._data.shuffle_rows)
+        return cut(self._counts, self._order, self.lanes, lane, shuffle)
+
+    def _cursors(self, epoch: int, offsets: tuple[int, ...], groups: DecodedGroups) -> list[Cursor]:
+        b, owned = self.lanes.step_rows, self._owned
+        if self.lanes.dealt:
+            part = Part(b * self.lanes.num_lanes, b * owned.start, b * owned.stop, 0)
+            return [Cursor(self._stream(epoch, 0), part, groups, sum(offsets))]
+        return [
+            Cursor(self._stream(epoch, lane), Part(b, 0, b, b * column), groups, offsets[lane])
+            for column, lane in enumerate(owned)
+        ]
+
+    def _produce(
+        self, epoch: int, offsets: tuple[int, ...]
+    ) -> Generator[tuple[Batch, Ints, Ints], None, None]:
+        """Batches with their counts of unknown ids and of missing values; runs on a thread."""
+        left = self.lanes.steps(offsets)
+        per_block = max(1, _CHUNK_ROWS // self.lanes.step_rows)
+        with DecodedGroups(self._decoder.decode, self._data.open_lanes) as groups:
+            cursors = self._cursors(epoch, offsets, groups)
+            while left:
+                steps = min(per_block, left)
+                block = Block(self._columns, steps, self.batch_rows)
+                for cursor in cursors:
+                    _fill(block, steps, cursor, cursors, groups)
+                self.peak_groups = max(self.peak_groups, groups.peak)
+                for step in range(steps):
+                    yield block.batch(step), block.unknown[step], block.missing[step]
+                left -= steps
+
+
+def _fill(
+    block: Block, steps: int, cursor: Cursor, cursors: Sequence[Cursor], groups: DecodedGroups
+) -> None:
+    """Put one cursor's rows of the block's steps into it, and padding after its last row."""
+    count, done = steps * cursor.part.width, 0
+    for rows, first, stop in cursor.read(count):
+        _prefetch(cursors, groups)
+        block.put(rows, (first, stop), cursor.part, done)
+        done += stop - first
+    if done < count:
+        block.pad(cursor.last(), cursor.part, done, count - done)
+
+
+def _prefetch(cursors: Sequence[Cursor], groups: DecodedGroups) -> None:
+    """Decode the row group that is needed next, of those that nobody holds."""
+    if groups.is_ahead:
+        return
+    coming = [coming for cursor in cursors if (coming := cursor.next_group()) is not None]
+    wanted = [(due, group) for due, group in coming if group not in groups]
+    if wanted:
+        groups.prefetch(min(wanted, key=lambda pair: pair[0])[1])
+
+
+def _file_order(counts: Ints) -> Ints:
+    return np.arange(len(counts))
+
+
+def _split(recipe: Recipe, split: str, source: DataSource) -> RowFilter:
+    conditions = getattr(recipe.data.splits, split)
+    if conditions is None:
+        raise UserError(
+            f"data.splits.{split}: the recipe does not say which rows it has; give a list of "
+            "conditions, [] for every row"
+        )
+    return row_filter(conditions, source, f"data.splits.{split}")

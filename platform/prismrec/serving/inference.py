@@ -1,0 +1,175 @@
+"""The model as it serves: raw columns in, probabilities out, in one process without training code.
+
+Notation: B rows of a request, N fields, T tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prismrec.config import Recipe
+from prismrec.config.data import SparseFeature
+from prismrec.data.encode.ids import name_seed, row_ids
+from prismrec.data.schema import Kind
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
+from prismrec.models.mixture import Fields
+from prismrec.models.zoo import build_model, needs_linear
+from prismrec.serving import columns as raw
+from prismrec.serving.bundle import (
+    Manifest,
+    check_files,
+    input_columns,
+    load_head,
+    read_manifest,
+    table_reader,
+)
+from prismrec.serving.tables import FeatureRows, TableLookup, TableType
+
+
+class InferenceModel:
+    """An inference copy in memory. Safe to call from several threads.
+
+    Args:
+        manifest: what the copy says of itself.
+        spec: its sets and tables.
+        lookup: its tables.
+        head: its dense part, in evaluation mode.
+
+    Attributes:
+        tasks: names of the tasks, in the order of the logits.
+        columns: kinds of the raw columns that a request needs, by name.
+        logit_offsets: (T,) what negative down-sampling makes of the head's logits; part of what
+            `predict_logits` returns.
+        unknown_ids: ids looked up as unknown so far, by feature.
+    """
+
+    def __init__(
+        self, manifest: Manifest, spec: EmbeddingSpec, lookup: TableLookup, head: nn.Module
+    ) -> None:
+        self.manifest = manifest
+        self.recipe: Recipe = manifest.typed_recipe()
+        self.tasks: tuple[str, ...] = tuple(manifest.tasks)
+        self.columns: dict[str, Kind] = {
+            name: manifest.data_schema.columns[name].kind for name in input_columns(self.recipe)
+        }
+        self.logit_offsets: Tensor = torch.tensor(manifest.logit_offsets)
+        self.unknown_ids: Counter[str] = Counter()
+        self._lookup = lookup
+        self._head = head
+        self._has_linear = any(each.name == LINEAR for each in spec.sets)
+        features = self.recipe.features.sparse
+        self._encoders = [_encoder(self.recipe, spec, feature) for feature in features]
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path) -> InferenceModel:
+        """Read an inference copy; every file is held against its SHA-256 first.
+
+        Raises:
+            UserError: the directory is not an inference copy, or is damaged.
+        """
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+        recipe = manifest.typed_recipe()
+        spec = embedding_spec(recipe, manifest.data_schema, needs_linear=needs_linear(recipe.model))
+        head = build_head(recipe, spec)
+        load_head(path, head)
+        lookup = TableLookup(spec, manifest.table_type, table_reader(path, spec))
+        return cls(manifest, spec, lookup, head.eval())
+
+    @property
+    def table_type(self) -> TableType:
+        """Stored type of the tables."""
+        return self.manifest.table_type
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the tables."""
+        return self._lookup.num_bytes
+
+    def predict_logits(self, columns: Mapping[str, Any]) -> Tensor:
+        """Logits (B, T) of raw columns, right for the rate of negatives in the world.
+
+        Args:
+            columns: Arrow arrays, NumPy arrays, pandas series or lists, by column name, as in the
+                training data; others than the needed ones are ignored.
+
+        Raises:
+            UserError: a column is missing, of another type, or of another length.
+        """
+        arrays = raw.to_arrow(columns, self.columns)
+        with torch.inference_mode():
+            features = [self._rows(arrays, encoder) for encoder in self._encoders]
+            sets = self._lookup(features)
+            dense = self._dense(arrays, len(features[0].lengths))
+            linear = sets.pop()[:, :, : len(self.tasks)] if self._has_linear else None
+            logits, _ = self._head(sets, linear, dense)
+            return logits.float() + self.logit_offsets  # type: ignore[no-any-return]
+
+    def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
+        """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""
+        return torch.sigmoid(self.predict_logits(columns))
+
+    def _rows(self, arrays: Mapping[str, pa.Array], encode: _Encoder) -> FeatureRows:
+        feature = encode.feature
+        ids, lengths = raw.bags(arrays[feature.source])
+        rows, num_unknown = encode(ids)
+        if num_unknown:
+            with self._lock:
+                self.unknown_ids[feature.name] += num_unknown
+        weights = None
+        if feature.weights:
+            weights = torch.from_numpy(
+                raw.weights(arrays[feature.weights], feature.weights, lengths)
+            )
+        return FeatureRows(torch.from_numpy(rows), torch.from_numpy(lengths), weights)
+
+    def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
+        dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)
+        for index, name in enumerate(self.recipe.features.dense):
+            dense[:, index] = raw.numbers(arrays[name])
+        return torch.from_numpy(dense)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """From the raw ids of a feature to rows of its table, as in training."""
+
+    feature: SparseFeature
+    num_rows: int
+    hash_seed: int | None
+
+    def __call__(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Rows, and how many ids were unknown."""
+        rows, unknown = row_ids(ids, self.num_rows, self.hash_seed)
+        return rows, 0 if unknown is None else int(unknown.sum())
+
+
+def _encoder(recipe: Recipe, spec: EmbeddingSpec, feature: SparseFeature) -> _Encoder:
+    table = spec.table_of(feature.name)
+    options = recipe.embedding.tables.get(table.name)
+    is_hashed = options is not None and options.hash_ids
+    return _Encoder(feature, table.rows - 1, name_seed(table.name) if is_hashed else None)
+
+
+def build_head(recipe: Recipe, spec: EmbeddingSpec) -> nn.Module:
+    """The dense part that a recipe describes, on the CPU, with weights still to be filled."""
+    fields = Fields(
+        num_sparse=len(spec.fields),
+        num_dense=len(recipe.features.dense),
+        set_dims=tuple(each.dim for each in spec.sets if each.name != LINEAR),
+        num_tasks=len(recipe.tasks),
+    )
+    with torch.random.fork_rng(devices=[]):
+        return build_model(recipe.model, fields)

@@ -1,0 +1,38 @@
+"""Credentials taken out of what is stored, logged or shown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def without_password(text: str) -> str:
+    """A URI or path with user, password and query taken out, fit to be logged.
+
+    >>> without_password("s3://key:secret@bucket/rows?token=1")
+    's3://bucket/rows'
+    >>> without_password("sqlite:////runs/mlflow.db")
+    'sqlite:////runs/mlflow.db'
+    >>> without_password("out/demo/data")
+    'out/demo/data'
+    """
+    if "://" not in text:
+        return text
+    scheme, _, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0]
+
+
+def without_passwords(error: Exception) -> str:
+    """The first line of an error's message, with user and password out of every URL in it."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"://[^/\s@]*@", "://", first)[:300]
+
+
+def redacted(tree: Any) -> Any:
+    """A tree of dictionaries and lists with `without_password` applied to every string."""
+    if isinstance(tree, dict):
+        return {key: redacted(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redacted(value) for value in tree]
+    return without_password(tree) if isinstance(tree, str) else tree

@@ -1,0 +1,94 @@
+"""Plots of a run as PNG files, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+_DPI = 120
+
+
+def plot_loss(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: Path) -> Path:
+    """Loss against step.
+
+    Args:
+        curves: steps and losses by name of the curve, such as `train` and `valid`.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, losses) in curves.items():
+        axes.plot(steps, losses, label=name, marker="." if len(steps) < 50 else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per example")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def plot_calibration(bins: Mapping[str, CalibrationBins], path: Path) -> Path:
+    """Observed rate against predicted probability, both on a logarithmic scale.
+
+    Args:
+        bins: what `calibration_bins` gives, by task.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for task, (predicted, observed, _) in bins.items():
+        seen = observed > 0
+        axes.plot(predicted[seen], observed[seen], marker="o", markersize=4, label=task)
+    ends = [float(part[part > 0].min(initial=1.0)) for p, o, _ in bins.values() for part in (p, o)]
+    low = min(ends, default=0.01)
+    axes.plot([low, 1], [low, 1], color="grey", linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("mean predicted probability")
+    axes.set_ylabel("observed rate")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+CalibrationBins = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+"""Mean prediction, observed rate and number of examples of each bin."""
+
+
+def calibration_bins(
+    probabilities: NDArray[np.float64], labels: NDArray[np.float64], num_bins: int = 20
+) -> CalibrationBins:
+    """Bins of (nearly) equal numbers of examples, by predicted probability.
+
+    Args:
+        probabilities: (n,) predictions.
+        labels: (n,) 0 or 1.
+        num_bins: bins; fewer where there are fewer examples.
+
+    >>> p, o, n = calibration_bins(np.array([.1, .3, .6, .8]), np.array([0., 0., 1., 0.]), 2)
+    >>> p.round(3).tolist(), o.tolist(), n.tolist()
+    ([0.2, 0.7], [0.0, 0.5], [2, 2])
+    """
+    order = np.argsort(probabilities, kind="stable")
+    parts = [part for part in np.array_split(order, num_bins) if len(part)]
+    return (
+        np.array([probabilities[part].mean() for part in parts], dtype=np.float64),
+        np.array([labels[part].mean() for part in parts], dtype=np.float64),
+        np.array([len(part) for part in parts], dtype=np.int64),
+    )
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+    return path

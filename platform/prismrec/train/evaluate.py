@@ -1,0 +1,166 @@
+"""Exact evaluation of the sharded model on one split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prismrec.config import Recipe, UserError
+from prismrec.data.batch import Batch
+from prismrec.train.metrics.bootstrap import Resampling
+from prismrec.train.metrics.calibration import CalibrationCurve
+from prismrec.train.metrics.evaluation import Evaluation
+from prismrec.train.sharding import ShardedModel
+from prismrec.train.state import TrainState, score
+
+FREQUENCY = "frequency"
+DOMAIN = "domain"
+
+
+@dataclass(slots=True)
+class Report:
+    """What an evaluation found.
+
+    Args:
+        metrics: see `Evaluation`.
+        curves: calibration of each task.
+        score: the metric that picks the best checkpoint, larger is better; None if not judged.
+    """
+
+    metrics: dict[str, float]
+    curves: dict[str, CalibrationCurve]
+    score: float | None = None
+
+    def named(self, split: str) -> dict[str, float]:
+        """The metrics with the split before their names."""
+        return {f"{split}/{name}": value for name, value in self.metrics.items()}
+
+
+def logit_offsets(recipe: Recipe) -> Tensor:
+    """What to add to each task's logits (T,) to undo the down-sampling of its negatives.
+
+    With a share r of negatives kept, the odds in training are 1/r times the true odds.
+    """
+    return torch.tensor([math.log(task.negative_rate) for task in recipe.tasks])
+
+
+@contextmanager
+def evaluation_mode(sharded: ShardedModel) -> Iterator[None]:
+    """No dropout, running moments, averaged weights: the model as it will be exported."""
+    ema = sharded.optimizers.ema
+    sharded.dmp.eval()
+    if ema:
+        ema.swap()
+    try:
+        yield
+    finally:
+        if ema:
+            ema.swap()
+        sharded.dmp.train()
+
+
+def predict_batch(sharded: ShardedModel, batch: Batch) -> Tensor:
+    """Logits (B, T) of one batch, without down-sampling being undone.
+
+    Collective: every rank calls it with a batch of the same number of rows.
+    """
+    with torch.no_grad():
+        _, (_, _, logits) = sharded.dmp(batch)
+    return logits  # type: ignore[no-any-return]
+
+
+class Evaluator:
+    """Runs the model over a split and computes every metric.
+
+    Args:
+        recipe: for tasks, groups and slices.
+        sharded: the model.
+        frequency: (rows of the table,) how often training saw each row of the table of
+            `evaluate.frequency_of`, or None.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sharded: ShardedModel, frequency: Tensor | None = None
+    ) -> None:
+        self._recipe = recipe
+        self._sharded = sharded
+        self._frequency = frequency
+        self._offsets = logit_offsets(recipe)
+        self._slices = tuple(
+            name
+            for name, used in (
+                (DOMAIN, recipe.features.domain is not None),
+                (FREQUENCY, frequency is not None),
+            )
+            if used
+        )
+
+    def run(self, batches: Iterable[Batch], *, is_final: bool = False) -> Report:
+        """Metrics over the batches of all ranks; the final ones with intervals and curves.
+
+        Collective: every rank calls it with the same number of batches.
+        """
+        tasks = self._recipe.task_names
+        evaluation = Evaluation(
+            tasks, self._slices, grouped=self._recipe.features.group is not None
+        )
+        device = self._sharded.ranks.device
+        with evaluation_mode(self._sharded):
+            for batch in batches:
+                logits = predict_batch(self._sharded, batch.to(device))
+                evaluation.update(
+                    logits.cpu() + self._offsets,
+                    batch.labels,
+                    batch.valid,
+                    batch.weights,
+                    batch.group,
+                    {name: self._ids(name, batch) for name in self._slices},
+                )
+        metrics = evaluation.compute()
+        resamples = self._recipe.evaluate.bootstrap
+        if is_final and resamples:
+            resampling = Resampling(count=resamples, seed=self._recipe.seed)
+            for task in tasks:
+                low, high = evaluation.auc_interval(task, resampling)
+                metrics |= {f"{task}/auc_low": low, f"{task}/auc_high": high}
+        curves = {t: evaluation.calibration_curve(t) for t in tasks} if is_final else {}
+        return Report(metrics, curves)
+
+    def judge(self, report: Report, state: TrainState) -> None:
+        """Tell the state whether this is the best evaluation so far.
+
+        Raises:
+            UserError: the metric to judge by has no value on these rows.
+        """
+        metric = self._recipe.best_metric()
+        value = report.metrics.get(metric, math.nan)
+        if math.isnan(value):
+            raise UserError(
+                f"evaluate.metric: '{metric}' has no value on the validation rows (all labels "
+                "equal, or a group is needed); choose another metric or other rows"
+            )
+        report.score = score(metric, value)
+        state.judge(report.score, self._recipe.evaluate.patience)
+
+    def _ids(self, name: str, batch: Batch) -> Tensor:
+        if name == DOMAIN:
+            return batch.domain
+        feature = self._recipe.evaluate.frequency_of
+        assert feature is not None
+        assert self._frequency is not None
+        return frequency_bucket(self._frequency[batch.sparse[feature].values()])
+
+
+def frequency_bucket(counts: Tensor) -> Tensor:
+    """Number of decimal digits of each count: 0 never seen, 1 for 1-9, 2 for 10-99, ...
+
+    >>> frequency_bucket(torch.tensor([0, 1, 9, 10, 123])).tolist()
+    [0, 1, 1, 2, 3]
+    """
+    digits = torch.floor(torch.log10(counts.clamp(min=1).double())) + 1
+    return torch.where(counts > 0, digits, 0).to(torch.int64)

@@ -1,0 +1,173 @@
+"""Batches for the loop: readers of the splits, and the stream that knows which step is done."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from prismrec.config import Recipe, UserError
+from prismrec.data.batch import Batch
+from prismrec.data.lanes import ReaderState, Share
+from prismrec.data.ledger import Ledger
+from prismrec.data.lookup import id_frequency
+from prismrec.data.reader import Reader
+from prismrec.data.source import DataSource
+from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.train.process_group import Ranks
+from prismrec.train.state import TrainState
+
+
+class Splits:
+    """The rows of one rank in every split of the recipe.
+
+    Args:
+        recipe: data, features and tasks.
+        source: the data set.
+        spec: for the rows of the tables.
+        ranks: which lanes are ours.
+    """
+
+    def __init__(
+        self, recipe: Recipe, source: DataSource, spec: EmbeddingSpec, ranks: Ranks
+    ) -> None:
+        self.source = source
+        self._recipe = recipe
+        self._ranks = ranks
+        self._share = Share(ranks.rank, ranks.world_size)
+        self._rows = {name: spec.table_of(name).rows - 1 for name in spec.fields}
+        self.train = self._reader("train", training=True)
+        """Reader of the training rows."""
+        self._others = {
+            split: self._reader(split, training=False)
+            for split in ("valid", "test")
+            if getattr(recipe.data.splits, split) is not None
+        }
+
+    def owned(self, reader: Reader) -> range:
+        """Lanes that this rank reads."""
+        return reader.lanes.owned(self._share)
+
+    def has(self, split: str) -> bool:
+        """Whether the recipe names this split."""
+        return split in self._others
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the validation rows are due after this step."""
+        every = self._recipe.evaluate.every_steps or self.train.num_steps
+        return self.has("valid") and step % every == 0
+
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        steps = self.train.num_steps * self._recipe.train.epochs
+        return min(steps, self._recipe.train.steps or steps)
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """All batches of a split but train, in the order of the files; the same number on every rank."""
+        for batch, _ in self._others[split].epoch():
+            yield batch
+
+    def held_out(self) -> Reader:
+        """Reader of rows that were not trained on, or of the training rows where all were."""
+        for split in ("test", "valid"):
+            if split in self._others:
+                return self._others[split]
+        return self._reader("train", training=False)
+
+    def frequency(self) -> Tensor | None:
+        """How often training sees each row of the table of `evaluate.frequency_of`.
+
+        Collective: every rank calls it.
+
+        Raises:
+            UserError: the recipe names no feature with one id per row.
+        """
+        feature = self._recipe.evaluate.frequency_of
+        if feature is None:
+            return None
+        columns = self.source.schema.columns
+        single = {f.name for f in self._recipe.features.sparse if columns[f.source].kind == "id"}
+        if feature not in single:
+            raise UserError(
+                f"evaluate.frequency_of: '{feature}' is not a sparse feature with one id per row; "
+                f"such are {', '.join(sorted(single))}"
+            )
+        counts = id_frequency(self.source, self._recipe, feature, self._rows[feature], self._share)
+        return self._ranks.sum(torch.from_numpy(counts))
+
+    def _reader(self, split: str, *, training: bool) -> Reader:
+        return Reader(self.source, self._recipe, split, self._rows, self._share, training)
+
+
+class Feed:
+    """The training batches from a state to the end of the run, and the state after each.
+
+    The pipeline takes batches ahead of the steps; `take` tells which rows the step just done had.
+
+    Args:
+        splits: for the training rows.
+        state: where to begin.
+        total_steps: steps of the whole run.
+    """
+
+    def __init__(self, splits: Splits, state: TrainState, total_steps: int) -> None:
+        self._stream = _stream(splits.train, state, total_steps)
+        self._after: deque[ReaderState] = deque()
+        self._lanes = splits.train.lanes
+        self._waited = 0.0
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch, after = next(self._stream)
+        self._waited += time.perf_counter() - start
+        self._after.append(after)
+        return batch
+
+    def take(self, state: TrainState, ledger: Ledger) -> int:
+        """Move the state past the step just done and return the rows of all ranks in it."""
+        after = self._after.popleft()
+        before = tuple(state.offsets) or (0,) * self._lanes.num_lanes
+        rows = sum(after.offsets) - sum(before)
+        ledger.add(after.epoch, before, after.offsets)
+        is_end = self._lanes.steps(after.offsets) == 0
+        state.epoch = after.epoch + is_end
+        state.offsets = [] if is_end else list(after.offsets)
+        state.step += 1
+        state.rows_seen += rows
+        return rows
+
+    def waited(self) -> float:
+        """Seconds spent waiting for data since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
+def _stream(
+    reader: Reader, state: TrainState, total_steps: int
+) -> Generator[tuple[Batch, ReaderState], None, None]:
+    step, epoch, offsets = state.step, state.epoch, state.offsets
+    while step < total_steps:
+        for batch, after in reader.epoch(epoch, offsets or None):
+            yield batch, after
+            step += 1
+            if step == total_steps:
+                return
+        epoch, offsets = epoch + 1, []

@@ -1,0 +1,116 @@
+"""Raw held-out rows with the trainer's own logits: what an exported model is held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from prismrec.config import Recipe
+from prismrec.data.batch import Batch
+from prismrec.data.lookup import raw_rows
+from prismrec.data.reader import Reader
+from prismrec.train.evaluate import evaluation_mode, logit_offsets, predict_batch
+from prismrec.train.feed import Splits
+from prismrec.train.sharding import ShardedModel
+
+_STEPS = 4
+_PARTS = ("logit", "label", "valid")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """B rows and T tasks.
+
+    Args:
+        columns: the raw columns of the model's features.
+        logits: (B, T) of the trainer in fp32, down-sampling of negatives undone.
+        labels: (B, T).
+        valid: (B, T).
+    """
+
+    columns: dict[str, pa.Array]
+    logits: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: Path) -> None:
+    """Predict the first held-out batches with autocast off; rank 0 keeps its own rows of them.
+
+    Collective: every rank calls it.
+    """
+    reader = splits.held_out()
+    leaf = sharded.leaf
+    was_bf16, leaf.is_bf16 = leaf.is_bf16, False
+    offsets, tables = logit_offsets(recipe), []
+    before = (0,) * reader.lanes.num_lanes
+    with evaluation_mode(sharded):
+        for step, (batch, state) in enumerate(reader.epoch()):
+            logits = predict_batch(sharded, batch.to(sharded.ranks.device)).cpu() + offsets
+            if sharded.ranks.is_first:
+                tables.append(
+                    _table(recipe, splits, reader, (before, state.offsets), batch, logits)
+                )
+            before = state.offsets
+            if step + 1 == _STEPS:
+                break
+    leaf.is_bf16 = was_bf16
+    if sharded.ranks.is_first:
+        pq.write_table(pa.concat_tables(tables), path)
+
+
+def read_held_out(path: Path, recipe: Recipe) -> HeldOut:
+    """The rows that `write_held_out` kept."""
+    table = pq.read_table(path)
+    parts = {
+        part: torch.from_numpy(
+            np.stack([table.column(f"__{part}_{task}").to_numpy() for task in recipe.task_names], 1)
+        )
+        for part in _PARTS
+    }
+    columns = {
+        name: table.column(name).combine_chunks()
+        for name in table.column_names
+        if not name.startswith("__")
+    }
+    return HeldOut(columns, parts["logit"], parts["label"], parts["valid"])
+
+
+def feature_columns(recipe: Recipe) -> list[str]:
+    """Raw columns that the model's features are made of, each once."""
+    sparse = recipe.features.sparse
+    names = [each.source for each in sparse] + [each.weights for each in sparse if each.weights]
+    return list(dict.fromkeys([*names, *recipe.features.dense]))
+
+
+def _table(
+    recipe: Recipe,
+    splits: Splits,
+    reader: Reader,
+    span: tuple[tuple[int, ...], tuple[int, ...]],
+    batch: Batch,
+    logits: Tensor,
+) -> pa.Table:
+    """Rank 0's rows of one batch, padding left out."""
+    places, kept = [], []
+    width = reader.lanes.step_rows
+    for column, lane in enumerate(splits.owned(reader)):
+        start, stop = span[0][lane], span[1][lane]
+        places.append(reader.rows_at(0, lane, start, stop))
+        kept.append(np.arange(stop - start) + column * width)
+    files, groups, rows = (np.concatenate(part) for part in zip(*places, strict=True))
+    table = raw_rows(splits.source, (files, groups, rows), feature_columns(recipe))
+    index = torch.from_numpy(np.concatenate(kept))
+    values: dict[str, Any] = {"logit": logits, "label": batch.labels, "valid": batch.valid}
+    for part in _PARTS:
+        for t, task in enumerate(recipe.task_names):
+            numbers = values[part][index, t].numpy()
+            table = table.append_column(f"__{part}_{task}", pa.array(numbers))
+    return table

@@ -1,0 +1,165 @@
+"""The training loop, top to bottom. It runs in a plain process, under torchrun and inside Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prismrec.config import Recipe
+from prismrec.data.source import DataSource
+from prismrec.embeddings.sets import embedding_spec
+from prismrec.models.zoo import needs_linear
+from prismrec.train.evaluate import Evaluator
+from prismrec.train.feed import Feed, Splits
+from prismrec.train.held_out import write_held_out
+from prismrec.train.interrupts import stop_request
+from prismrec.train.meter import Meter
+from prismrec.train.pipeline import Pipeline
+from prismrec.train.precision import resolve_precision
+from prismrec.train.process_group import Ranks
+from prismrec.train.run_files import RunFiles
+from prismrec.train.saving import Saver
+from prismrec.train.sharding import ShardedModel, shard_model
+from prismrec.train.state import TrainState
+from prismrec.train.tracker import Probe, Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Args:
+        checkpoint: the one to register: the best where evaluations chose one, else the last.
+        steps: steps done.
+        metrics: exact metrics of the test split at that checkpoint; empty without such a split.
+        examples_per_second: rows trained on per second over all ranks, evaluations not counted.
+        stopped_by: name of the signal that ended the run early, "patience", or "".
+    """
+
+    checkpoint: Path
+    steps: int
+    metrics: dict[str, float]
+    examples_per_second: float
+    stopped_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where a run happens and who hears of it.
+
+    Args:
+        ranks: this process among the others.
+        files: the run's directory.
+        tracker: told by rank 0 only.
+        attempt: differs at every start of the same run.
+        probe: called at each evaluation with the sharded tables.
+    """
+
+    ranks: Ranks
+    files: RunFiles
+    tracker: Tracker
+    attempt: str
+    probe: Probe | None = None
+
+    def log(self, metrics: dict[str, float], state: TrainState) -> None:
+        """Record metrics as of the state's step, on rank 0."""
+        if self.ranks.is_first:
+            self.tracker.log_metrics(metrics | {"rows_seen": state.rows_seen}, state.step)
+
+
+def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
+    """Train until the recipe's end, a stop request or the end of patience.
+
+    Goes on from the newest checkpoint in the run's directory, if there is one.
+
+    Collective: every rank calls it.
+
+    Args:
+        recipe: the resolved recipe.
+        source: the opened data set.
+        session: ranks, directory and tracker.
+
+    Raises:
+        UserError: the recipe does not fit the data, the device or the checkpoint.
+    """
+    ranks = session.ranks
+    spec = embedding_spec(recipe, source.schema, needs_linear=needs_linear(recipe.model))
+    splits = Splits(recipe, source, spec, ranks)
+    total_steps = splits.total_steps()
+    precision = resolve_precision(recipe.train.precision, ranks)
+    sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
+    saver = Saver(recipe, source, sharded, session.files, session.attempt)
+    state = saver.resume()
+    sharded.optimizers.start_at(state.step)
+    evaluator = Evaluator(recipe, sharded, splits.frequency())
+    _record_start(session, sharded, precision, total_steps)
+
+    meter = Meter(recipe, ranks, total_steps)
+    pipeline = Pipeline(sharded)
+    with stop_request() as stop, Feed(splits, state, total_steps) as feed:
+        while state.step < total_steps and not state.stopped_early:
+            if ranks.agree(bool(stop)):
+                break
+            torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
+            output = pipeline.step(feed)
+            meter.add(output, feed.take(state, saver.ledger), feed.waited())
+            if meter.is_due(state.step):
+                session.log(meter.read(), state)
+            if splits.evaluates_after(state.step):
+                with meter.paused(), pipeline.detached():
+                    report = evaluator.run(splits.batches("valid"))
+                    probed = _probe(session, sharded, state)
+                    session.log(report.named("valid") | probed, state)
+                    evaluator.judge(report, state)
+                    saver.save(state, report)
+            elif saver.is_due(state.step):
+                with meter.paused():
+                    saver.save(state)
+        stopped_by = stop.signal_name or ("patience" if state.stopped_early else "")
+
+    pipeline.close()
+    saver.finish(state)
+    checkpoint = saver.restore_best()
+    metrics = _final_report(session, evaluator, splits, state)
+    write_held_out(recipe, splits, sharded, session.files.held_out)
+    return Outcome(checkpoint, state.step, metrics, meter.examples_per_second(), stopped_by)
+
+
+def _final_report(
+    session: Session, evaluator: Evaluator, splits: Splits, state: TrainState
+) -> dict[str, float]:
+    """Exact metrics of the test rows, if there are any."""
+    if not splits.has("test"):
+        return {}
+    report = evaluator.run(splits.batches("test"), is_final=True)
+    session.log(report.named("test"), state)
+    if session.ranks.is_first:
+        session.files.write_curves(report.curves)
+    return report.metrics
+
+
+def _record_start(
+    session: Session, sharded: ShardedModel, precision: str, total_steps: int
+) -> None:
+    if session.ranks.is_first:
+        session.files.write_plan(sharded.plan)
+        session.tracker.log_parameters(
+            {
+                "precision": precision,
+                "world_size": session.ranks.world_size,
+                "total_steps": total_steps,
+            }
+        )
+
+
+def _probe(session: Session, sharded: ShardedModel, state: TrainState) -> dict[str, float]:
+    if session.probe is None:
+        return {}
+    return session.probe(sharded.shards(), sharded.spec, state.step)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one rank's dropout at one step: a resumed run draws what the first would have."""
+    return (seed * 1_000_003 + step) * 65_537 + rank

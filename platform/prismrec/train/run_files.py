@@ -1,0 +1,160 @@
+"""The directory of one run: what is in it and where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prismrec.config import Recipe, UserError, dump, from_dict
+from prismrec.train.metrics.calibration import CalibrationCurve
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """Paths of one run; every rank sees the same directory.
+
+    Args:
+        directory: the run's own directory.
+    """
+
+    directory: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of the checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        """What happened, one JSON object per line."""
+        return self.directory / "events.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """Raw held-out rows with the trainer's own logits, for the check of the exported model."""
+        return self.directory / "held_out.parquet"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.directory / "recipe.json"
+
+    @property
+    def plan(self) -> Path:
+        """Where the tables are."""
+        return self.directory / "plan.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The inference copy."""
+        return self.directory / "model"
+
+    @property
+    def outcome(self) -> Path:
+        """What the finished training came to."""
+        return self.directory / "outcome.json"
+
+    def write_plan(self, plan: list[dict[str, Any]]) -> None:
+        """Put down where the tables are."""
+        self.plan.write_text(json.dumps(plan, indent=1) + "\n")
+
+    @property
+    def curves(self) -> Path:
+        """Calibration of each task on the test rows."""
+        return self.directory / "calibration.json"
+
+    def write_curves(self, curves: Mapping[str, CalibrationCurve]) -> None:
+        """Put down the calibration of each task."""
+        tables = {
+            task: {
+                "weight": curve.weight.tolist(),
+                "predicted": curve.predicted.tolist(),
+                "observed": curve.observed.tolist(),
+            }
+            for task, curve in curves.items()
+        }
+        self.curves.write_text(json.dumps(tables) + "\n")
+
+    def write_error(self, attempt: str, error: UserError) -> None:
+        """Put down a mistake of the user that ends the run, whichever rank met it first."""
+        with contextlib.suppress(FileExistsError), self._error(attempt).open("x") as file:
+            file.write(error.message)
+
+    def read_error(self, attempt: str) -> str:
+        """The mistake that ended this start of the run, or an empty text."""
+        path = self._error(attempt)
+        return path.read_text() if path.exists() else ""
+
+    def _error(self, attempt: str) -> Path:
+        return self.directory / f"error-{attempt}.txt"
+
+    def log(self, rank: int) -> Path:
+        """What the libraries had to say on one rank."""
+        return self.directory / "log" / f"rank-{rank:05d}.log"
+
+    def facts(self) -> dict[str, Any]:
+        """What was recorded about the run as a whole, such as its MLflow run."""
+        path = self.directory / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def record(self, facts: Mapping[str, Any]) -> None:
+        """Add to those facts."""
+        path = self.directory / "run.json"
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.facts() | dict(facts), indent=1))
+        scratch.replace(path)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Put down the resolved recipe."""
+        self.recipe.write_text(json.dumps(dump(recipe), indent=1) + "\n")
+
+    def read_recipe(self) -> Recipe:
+        """The recipe the run was started with.
+
+        Raises:
+            UserError: the directory is not a run's.
+        """
+        if not self.recipe.exists():
+            raise UserError(f"{self.directory}: not a run directory (it has no {self.recipe.name})")
+        return from_dict(json.loads(self.recipe.read_text()), source=str(self.recipe))
+
+
+def new_run(recipe: Recipe) -> RunFiles:
+    """Make the directory of a new run under `recipe.out` and put the recipe into it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    parent = Path(recipe.out).absolute()
+    for attempt in range(1000):
+        suffix = f"-{attempt}" if attempt else ""
+        directory = parent / f"{recipe.name}-{stamp}{suffix}"
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"out: cannot make {directory}: {error.strerror}") from None
+        files = RunFiles(directory)
+        files.write_recipe(recipe)
+        (directory / "log").mkdir()
+        return files
+    raise UserError(f"out: {parent} already holds a thousand runs of this second")
+
+
+def latest_run(recipe: Recipe) -> RunFiles:
+    """The newest run directory of a recipe.
+
+    Raises:
+        UserError: there is none to resume.
+    """
+    parent = Path(recipe.out).absolute()
+    found = sorted(
+        (path for path in parent.glob(f"{recipe.name}-*") if (path / "recipe.json").exists()),
+        key=lambda path: path.stat().st_mtime,
+    )
+    if not found:
+        raise UserError(f"--resume: no run of '{recipe.name}' under {parent}; leave --resume out")
+    return RunFiles(found[-1])

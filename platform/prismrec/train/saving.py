@@ -1,0 +1,167 @@
+"""When the loop saves, what goes into a checkpoint, and going on from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchrec
+
+import prismrec
+from prismrec.checkpoint import (
+    Checkpointer,
+    Retention,
+    best,
+    capture,
+    latest,
+    restore,
+    table_shapes,
+)
+from prismrec.config import Recipe, UserError, dump
+from prismrec.data.ledger import Ledger
+from prismrec.data.source import DataSource
+from prismrec.train.evaluate import Report
+from prismrec.train.run_files import RunFiles
+from prismrec.train.sharding import ShardedModel
+from prismrec.train.state import TrainState
+
+
+class Saver:
+    """Checkpoints of one run.
+
+    Args:
+        recipe: for the cadence; it goes into every checkpoint.
+        source: the data set, whose fingerprint a resumed run must meet again.
+        sharded: what is saved.
+        files: the run's directory.
+        attempt: differs at every start of the run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: DataSource,
+        sharded: ShardedModel,
+        files: RunFiles,
+        attempt: str,
+    ) -> None:
+        self._recipe = recipe
+        self._source = source
+        self._sharded = sharded
+        self._directory = files.checkpoints
+        ranks = sharded.ranks
+        section = recipe.checkpoint
+        self._checkpointer = Checkpointer(
+            files.checkpoints,
+            ranks.rank,
+            ranks.world_size,
+            attempt,
+            Retention(section.keep_last, section.keep_best),
+        )
+        self._every = section.every_steps
+        self._saved_step: int | None = None
+        self.ledger = Ledger()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the recipe wants a checkpoint after this step."""
+        return self._every is not None and step % self._every == 0
+
+    def save(self, state: TrainState, report: Report | None = None) -> None:
+        """Begin a checkpoint of the present weights; the loop may go on at once.
+
+        Collective: every rank calls it at the same step.
+
+        Args:
+            state: how far the run is.
+            report: the evaluation of these weights, if there was one.
+        """
+        sharded = self._sharded
+        self._checkpointer.save(
+            state.step,
+            capture(
+                sharded.shards(), sharded.dense(), sharded.dense_optimizer(), sharded.averages()
+            ),
+            self._extra(state),
+            report.score if report else None,
+        )
+        self._saved_step = state.step
+
+    def finish(self, state: TrainState) -> None:
+        """Save the last step, if it is not saved yet, and return once nothing is being written.
+
+        Collective: every rank calls it.
+        """
+        if self._saved_step != state.step:
+            self.save(state)
+        self._checkpointer.wait()
+
+    def resume(self) -> TrainState:
+        """Load the newest checkpoint of the run, or start from nothing.
+
+        Collective: every rank calls it.
+
+        Raises:
+            UserError: the checkpoint is of other data, lanes or another model.
+        """
+        path = latest(self._directory)
+        if path is None:
+            return TrainState()
+        extra = self._load(path)
+        for key, ours in (
+            ("fingerprint", self._source.fingerprint),
+            ("lanes", self._recipe.data.lanes),
+            ("seed", self._recipe.seed),
+        ):
+            if extra[key] != ours:
+                raise UserError(
+                    f"{path}: was made with {key} {extra[key]}, this run has {ours}; the rows "
+                    "already seen cannot be told apart; start a new run"
+                )
+        self.ledger = Ledger.from_json(extra["ledger"])
+        state = TrainState.from_json(extra["state"])
+        self._saved_step = state.step
+        return state
+
+    def restore_best(self) -> Path:
+        """Load the checkpoint to register and return its path.
+
+        Collective: every rank calls it.
+        """
+        path = best(self._directory) if self._recipe.checkpoint.keep_best else None
+        newest = latest(self._directory)
+        chosen = path or newest
+        if chosen is None:
+            raise UserError(f"{self._directory}: no checkpoint was written")
+        if chosen != newest:
+            self._load(chosen)
+        return chosen
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        sharded = self._sharded
+        manifest = restore(
+            path,
+            sharded.shards(),
+            sharded.dense(),
+            sharded.dense_optimizer(),
+            sharded.averages(),
+            table_shapes(sharded.spec),
+        )
+        return manifest.extra
+
+    def _extra(self, state: TrainState) -> dict[str, Any]:
+        return {
+            "state": state.to_json(),
+            "ledger": self.ledger.to_json(),
+            "recipe": dump(self._recipe),
+            "plan": self._sharded.plan,
+            "lanes": self._recipe.data.lanes,
+            "seed": self._recipe.seed,
+            "fingerprint": self._source.fingerprint,
+            "schema": self._source.schema.model_dump(exclude_defaults=True),
+            "versions": {
+                "prismrec": prismrec.__version__,
+                "torch": str(torch.__version__),
+                "torchrec": str(torchrec.__version__),
+            },
+        }

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from prismrec.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command sets for its child processes must not reach the next test."""
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(each) for each in arguments])
+    code = left.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A folder with three rows of text and the file that explains them."""
+    source = tmp_path / "shop"
+    source.mkdir()
+    (source / "rows.tsv").write_text("label\tuser\n1\tann\n0\tbob\n0\tann\n")
+    columns = {"label": {"kind": "label"}, "user": {"kind": "id"}}
+    (source / "schema.json").write_text(json.dumps({"name": "shop", "columns": columns}))
+    return source
+
+
+def test_synth_writes_the_rows_and_says_nothing_on_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "world"
+    assert _run("data", "synth", out, "--rows", "300", "--days", "2", "--seed", "3") == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "300 rows over 2 days" in captured.err
+    assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 300
+    assert json.loads((out / "schema.json").read_text())["columns"]
+
+
+def test_synth_refuses_what_it_cannot_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("data", "synth", tmp_path / "world", "--rows", "3") == 2
+    assert "too few" in capsys.readouterr().err
+    assert _run("data", "synth", tmp_path / "world", "--rows", "0") == 2
+    assert not (tmp_path / "world").exists()
+
+
+def test_prepare_hands_its_options_to_the_adapter(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "prepared"
+    options = ("--source", shop, "--out", out, "--delimiter", "\\t", "--min-count", "2")
+    assert _run("data", "prepare", "csv", *options) == 0
+    assert "shop: 2 columns are in" in capsys.readouterr().err
+    table = pq.read_table(next(out.glob("*.parquet")))
+    assert table["label"].to_pylist() == [1, 0, 0]
+    users = table["user"].to_pylist()
+    assert users[0] == users[2] != users[1]  # bob is rarer than twice, so unknown
+    assert _run("data", "prepare", "csv", *options) == 2
+    assert _run("data", "prepare", "csv", *options, "--overwrite") == 0
+
+
+def test_prepare_names_what_is_wrong(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ("--source", shop, "--out", tmp_path / "prepared")
+    assert _run("data", "prepare", "frape", *places) == 2
+    assert "did you mean 'frappe'?" in capsys.readouterr().err
+    assert _run("data", "prepare", "csv", *places, "--delimiter", "ab") == 2
+    assert "--delimiter: must be one character" in capsys.readouterr().err
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_inspect_shows_the_columns_and_the_shares_of_ranks(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "prepared"
+    _run("data", "prepare", "csv", "--source", shop, "--out", out, "--delimiter", "tab")
+    capsys.readouterr()
+    assert _run("data", "inspect", out, "--world-size", "2", "--lanes", "2") == 0
+    text = capsys.readouterr().out
+    assert "0.3333 are 1" in text
+    assert "2 of 2 ids, 0 unknown" in text
+    assert "1 lanes each; rows by rank: 2, 1" in text
+    assert _run("data", "inspect", out, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rows"] == 3
+    assert facts["columns"]["user"]["distinct"] == 2
+
+
+def test_inspect_says_which_lanes_work(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("data", "inspect", tmp_path, "--world-size", "3") == 2
+    assert "9 lanes work" in capsys.readouterr().err
+    assert _run("data", "inspect", tmp_path / "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""Reading recipes: precedence, and every problem told at once in words."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from prismrec import config
+from prismrec.config.model import Custom, DCNv2
+
+MINIMAL = """
+name = "tiny"
+[data]
+path = "somewhere"
+[features]
+sparse = ["user", { name = "history", table = "item", pooling = "mean" }, "item"]
+[model]
+name = "dcnv2"
+[[tasks]]
+name = "click"
+label = "is_click"
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_defaults_then_file_then_command_line(recipe_file):
+    path = recipe_file(MINIMAL + "[train]\nepochs = 2\n")
+    recipe = config.load(path, ["train.steps=7", "data.order=file", "embedding.num_sets=4"])
+    assert (recipe.train.epochs, recipe.train.steps, recipe.data.order) == (2, 7, "file")
+    assert [s.dim for s in recipe.embedding.resolved_sets] == [16] * 4
+    assert isinstance(recipe.model, DCNv2)
+    assert recipe.features.sparse[1].table_name == "item"
+    assert recipe.best_metric() == "click/auc"
+
+
+def test_every_problem_at_once(recipe_file):
+    path = recipe_file(
+        MINIMAL.replace('"dcnv2"', '"dcnv3"').replace('"mean"', '"max"')
+        + "trian = 1\n[embedding]\ndim = 6\n[train]\nsteps = true\nbatchsize = 3\n"
+    )
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(path, ["oops", "train.epochs=0", "data.lanes='8'"])
+    lines = caught.value.problems
+    assert lines[0] == "override 'oops' is not of the form section.key=value"
+    expected = [
+        "data.lanes: must be a whole number, got '8' (str)",
+        "embedding.dim: a width must be a multiple of 4 between 4 and 1024, got 6; "
+        "the nearest are 4 and 8",
+        "features.sparse[1].pooling: must be one of 'sum' or 'mean', got 'max'",
+        "model: unknown model 'dcnv3'; did you mean 'dcnv2'?",
+        "tasks[0].trian: unknown key; known: 'label', 'name', 'negative_rate', 'valid', 'weight'",
+        "train.batchsize: unknown key; known: ",
+        "train.epochs: must be >= 1, got 0",
+        "train.steps: must be a whole number, got True (bool)",
+    ]
+    assert len(lines) == 1 + len(expected)
+    for line, start in zip(lines[1:], expected, strict=True):
+        assert line.startswith(start)
+    assert str(path) in str(caught.value)
+
+
+def test_a_misspelt_field_of_the_model_is_named(recipe_file):
+    with pytest.raises(config.ConfigError, match=r"model\.num_croslayers: unknown key; did you"):
+        config.load(recipe_file(MINIMAL), ["model.num_croslayers=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["workers.count=3"], "9 lanes and data.global_batch_size = 4104 work"),
+        (["data.global_batch_size=100"], "100 is not a multiple of 8 lanes; 104 is the next"),
+        (["data.lanes=64"], "may hold only 16 row groups"),
+        (["embedding.tables.usr.rows=5"], "no feature uses this table; did you mean 'user'?"),
+        (["embedding.tables.user.hash_ids=true"], "hash_ids needs rows"),
+        (["embedding.dim=2000"], "between 4 and 1024, got 2000; the nearest are 1024 and 1024"),
+        (["data.order=time"], "features.time: data.order = 'time' needs"),
+        (["evaluate.metric=click/acu"], "unknown metric 'click/acu'; did you mean 'click/auc'?"),
+        (["tasks.0.weight=2"], "'tasks' is not a section; change it in the recipe file"),
+        (
+            ["embedding.optimizer.name=rowwise_adagrad", "embedding.num_sets=2"],
+            "couples packed sets",
+        ),
+        (["model.name=my_team.models:build", "model.hiden=3"], "model.hiden: unknown key"),
+    ],
+)
+def test_checks_across_sections(recipe_file, overrides, message):
+    with pytest.raises(config.ConfigError, match=message.replace("(", r"\(")):
+        config.load(recipe_file(MINIMAL), overrides)
+
+
+def test_sets_one_by_one(recipe_file):
+    text = MINIMAL + '[embedding]\nsets = [{name="wide", dim=32}, {name="narrow", dim=8}]\n'
+    recipe = config.load(recipe_file(text))
+    assert [(s.name, s.dim) for s in recipe.embedding.resolved_sets] == [
+        ("wide", 32),
+        ("narrow", 8),
+    ]
+    with pytest.raises(config.ConfigError, match="give either `sets` or `dim`"):
+        config.load(recipe_file(text), ["embedding.dim=8"])
+
+
+def test_a_resolved_recipe_reads_back_the_same(recipe_file):
+    for text in (MINIMAL, MINIMAL + '[embedding]\nsets = [{name="a", dim=32}]\n'):
+        recipe = config.load(recipe_file(text))
+        assert config.from_dict(config.dump(recipe)) == recipe
+
+
+def test_a_model_of_ones_own(recipe_file):
+    text = MINIMAL.replace('name = "dcnv2"', 'name = "my_team.models:build"\noptions = {depth = 3}')
+    model = config.load(recipe_file(text)).model
+    assert isinstance(model, Custom)
+    assert model.options == {"depth": 3}
+
+
+def test_files_that_are_not_recipes(tmp_path):
+    with pytest.raises(config.UserError, match="no such recipe file"):
+        config.load(tmp_path / "none.toml")
+    with pytest.raises(config.UserError, match="not a TOML file"):
+        config.load(tmp_path)
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(config.UserError, match="not valid TOML"):
+        config.load(tmp_path / "bad.toml")
+
+
+def test_errors_cross_processes():
+    error = config.ConfigError("r.toml", ["a: b", "c: d"])
+    again = pickle.loads(pickle.dumps(error))
+    assert again.problems == error.problems
+    assert str(again) == str(error)
+
+
+def test_flatten_gives_one_value_per_key(recipe_file):
+    flat = config.flatten(config.load(recipe_file(MINIMAL)))
+    assert flat["model.num_cross_layers"] == 3
+    assert flat["features.sparse.1.table"] == "item"
+    assert flat["tasks.0.name"] == "click"

@@ -1,0 +1,26 @@
+"""Field vectors with hand-computed results, and drawing them."""
+
+import torch
+from torch import Tensor, nn
+
+
+def drawn(shape: tuple[int, ...], a: int, b: int) -> Tensor:
+    """`(((a t + b) mod 11) - 5) / 10` for t = 0, 1, ... in row-major order, float64."""
+    count = torch.Size(shape).numel()
+    return (((a * torch.arange(count) + b) % 11 - 5).double() / 10).reshape(shape)
+
+
+E1 = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]], dtype=torch.float64)
+X2 = drawn((2, 4, 3), 3, 1)
+
+
+def copy_of(stacked: nn.Module, single: nn.Module, m: int) -> nn.Module:
+    """`single` with the weights and buffers of copy m of `stacked`."""
+    single.load_state_dict({name: value[m] for name, value in stacked.state_dict().items()})
+    return single
+
+
+def assert_close(actual: Tensor, expected: Tensor | list, tolerance: float = 1e-12) -> None:
+    """Equal to an absolute tolerance, whatever the type."""
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
