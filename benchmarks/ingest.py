@@ -109,7 +109,7 @@ def _decode(directory: Path) -> int:
 
 
 def _ray(directory: Path) -> int:
-    import ray  # noqa: TID253 - the comparison, not the platform
+    import ray
 
     data = ray.data.read_parquet([str(path) for path in sorted(directory.glob("*.parquet"))])
     rows = 0

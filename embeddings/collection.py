@@ -16,6 +16,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from prismrec.embeddings.sets import EmbeddingSpec, TableSpec
 
 _TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+_PREFIX = "t_"
+"""Keeps a table named `items` or `keys` clear of the module dictionary's own methods."""
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
@@ -44,10 +46,12 @@ def physical_tables(spec: EmbeddingSpec) -> list[PhysicalTable]:
     tables = []
     for table in spec.tables:
         if table.layout == "packed":
-            tables.append(PhysicalTable(table.name, table, spec.offsets()))
+            tables.append(PhysicalTable(_PREFIX + table.name, table, spec.offsets()))
         else:
             tables += [
-                PhysicalTable(f"{table.name}__{each.name}", table, {each.name: (0, each.dim)})
+                PhysicalTable(
+                    f"{_PREFIX}{table.name}__{each.name}", table, {each.name: (0, each.dim)}
+                )
                 for each in spec.sets
             ]
     return tables

@@ -160,7 +160,7 @@ def describe_plan(plan: ShardingPlan) -> list[dict[str, Any]]:
             shards = sharding.sharding_spec.shards if sharding.sharding_spec else []
             lines.append(
                 {
-                    "table": name,
+                    "table": name.removeprefix("t_"),
                     "kind": sharding.sharding_type,
                     "kernel": sharding.compute_kernel,
                     "ranks": list(sharding.ranks or []),

@@ -96,12 +96,15 @@ class EmbeddingSpec:
         return sum(each.dim for each in self.sets)
 
 
-def embedding_spec(recipe: Recipe, schema: DataSchema, *, needs_linear: bool) -> EmbeddingSpec:
+def embedding_spec(
+    recipe: Recipe, schema: DataSchema, *, needs_sets: bool, needs_linear: bool
+) -> EmbeddingSpec:
     """The sets and tables that a recipe asks for on a data set.
 
     Args:
         recipe: the resolved recipe.
         schema: the data set's schema, for the number of ids of each column.
+        needs_sets: whether the model reads embedding sets.
         needs_linear: whether the model has first-order weights.
 
     Raises:
@@ -110,7 +113,9 @@ def embedding_spec(recipe: Recipe, schema: DataSchema, *, needs_linear: bool) ->
     """
     section = recipe.embedding
     sets = [
-        EmbeddingSet(s.name, s.dim, s.init_std or section.init_std) for s in section.resolved_sets
+        EmbeddingSet(s.name, s.dim, s.init_std or section.init_std)
+        for s in section.resolved_sets
+        if needs_sets
     ]
     if needs_linear:
         sets.append(EmbeddingSet(LINEAR, -(-len(recipe.tasks) // 4) * 4, 0.0))

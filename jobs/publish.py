@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prismrec.checkpoint import CheckpointReader
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from prismrec.checkpoint import CheckpointReader, read_manifest
 from prismrec.config import Recipe, from_dict
 from prismrec.data.schema import DataSchema
-from prismrec.embeddings.sets import embedding_spec
-from prismrec.models.zoo import needs_linear
+from prismrec.models import spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
-from prismrec.serving.inference import InferenceModel, build_head
-from prismrec.serving.parity import (
-    HeldOutLabels,
-    bounds_of,
-    check_compressed,
-    check_parity,
-    compare_compressed,
-)
+from prismrec.serving.export import HeldOut, export_model
+from prismrec.serving.inference import build_head
+from prismrec.tracking.plots import plot_calibration, plot_loss
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
-from prismrec.train.held_out import HeldOut, read_held_out
+from prismrec.train.events import read_events
+from prismrec.train.held_out import PARTS
 from prismrec.train.run_files import RunFiles
 
 
@@ -52,17 +53,16 @@ def publish(
             registered then.
     """
     checkpoint = Path(outcome["checkpoint"])
-    held_out = read_held_out(files.held_out, recipe)
-    report = export_checked(recipe, checkpoint, files.bundle, held_out)
+    with _source(recipe, checkpoint) as source:
+        report = export_model(files.bundle, source, read_held_out(files.held_out, recipe))
     tracker.log_metrics({f"export/{k}": v for k, v in report.items()}, outcome["steps"])
     tracker.log_file(files.plan)
-    for picture in sorted(files.directory.glob("*.png")):
+    tracker.log_file(files.recipe)
+    for picture in draw_plots(recipe, files):
         tracker.log_file(picture, "plots")
     if recipe.registered_name is None:
         return Published(str(files.bundle), None, tracker.run_id)
     tracker.flush()
-    with CheckpointReader(checkpoint) as reader:
-        extra = reader.manifest.extra
     info = Registry(recipe.tracking.uri).register(
         tracker.run_id,
         files.bundle,
@@ -70,56 +70,65 @@ def publish(
         outcome["metrics"],
         {
             "data": recipe.data.path,
-            "data_fingerprint": extra["fingerprint"],
+            "data_fingerprint": read_manifest(checkpoint).extra["fingerprint"],
             "checkpoint": str(checkpoint),
         },
     )
     return Published(f"models:/{info.name}/{info.version}", info.version, tracker.run_id)
 
 
-def export_checked(
-    recipe: Recipe, checkpoint: Path, out: Path, held_out: HeldOut
-) -> dict[str, float]:
-    """Write the inference copy of a checkpoint in the recipe's table type and check it.
-
-    The fp32 copy must give the trainer's logits; a compressed copy is then held against the fp32
-    one within the recipe's bounds.
-
-    Returns:
-        `max_logit_difference` and, for compressed tables, `task/auc_change` and the like.
-    """
-    table_type = recipe.export.table_type
-    bounds = bounds_of(recipe.export)
-    exact = out if table_type == "fp32" else out.with_name(out.name + "-fp32")
-    _write(recipe, checkpoint, exact, "fp32")
-    logits = InferenceModel.load(exact).predict_logits(held_out.columns)
-    report = {"max_logit_difference": check_parity(logits, held_out.logits)}
-    if table_type == "fp32":
-        return report
-    _write(recipe, checkpoint, out, table_type)
-    compressed = InferenceModel.load(out).predict_logits(held_out.columns)
-    labels = HeldOutLabels(held_out.labels, held_out.valid)
-    changes = compare_compressed(compressed, logits, labels, recipe.task_names)
-    check_compressed(changes, bounds, table_type)
-    shutil.rmtree(exact)
-    return report | changes
-
-
 def bundle_of_checkpoint(checkpoint: Path, out: Path) -> Path:
     """The fp32 inference copy of any checkpoint, for evaluating or predicting from it."""
-    with CheckpointReader(checkpoint) as reader:
-        recipe = from_dict(reader.manifest.extra["recipe"], source=str(checkpoint))
-    return _write(recipe, checkpoint, out, "fp32")
+    recipe = from_dict(read_manifest(checkpoint).extra["recipe"], source=str(checkpoint))
+    with _source(recipe, checkpoint) as source:
+        return write_bundle(out, source, "fp32")
 
 
-def _write(recipe: Recipe, checkpoint: Path, out: Path, table_type: Any) -> Path:
+def read_held_out(path: Path, recipe: Recipe) -> HeldOut:
+    """The rows that the trainer put aside, with its own logits."""
+    table = pq.read_table(path)
+    parts = {
+        part: torch.from_numpy(
+            np.stack([table.column(f"__{part}_{task}").to_numpy() for task in recipe.task_names], 1)
+        )
+        for part in PARTS
+    }
+    columns = {name: table.column(name).combine_chunks() for name in recipe.features.columns}
+    return HeldOut(columns, parts["logit"], parts["label"], parts["valid"])
+
+
+def draw_plots(recipe: Recipe, files: RunFiles) -> list[Path]:
+    """Loss by step and calibration on the test rows, as PNG files in the run's directory."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    names = {"train": "train/loss"}
+    names |= {f"valid {task}": f"valid/{task}/logloss" for task in recipe.task_names}
+    for event in read_events(files.events):
+        for label, name in names.items():
+            value = event.get("values", {}).get(name)
+            if event["event"] == "metrics" and value is not None:
+                steps, values = curves.setdefault(label, ([], []))
+                steps.append(event["step"])
+                values.append(value)
+    drawn = [plot_loss(curves, files.directory / "loss.png")] if curves else []
+    if files.curves.exists():
+        bins = {
+            task: (np.array(c["predicted"]), np.array(c["observed"]), np.array(c["weight"]))
+            for task, c in json.loads(files.curves.read_text()).items()
+        }
+        if bins:
+            drawn.append(plot_calibration(bins, files.directory / "calibration.png"))
+    return drawn
+
+
+@contextmanager
+def _source(recipe: Recipe, checkpoint: Path) -> Iterator[BundleSource]:
+    """A checkpoint's tables and dense weights (averaged ones where there are any)."""
     with CheckpointReader(checkpoint) as reader:
         extra = reader.manifest.extra
         schema = DataSchema.model_validate(extra["schema"])
-        spec = embedding_spec(recipe, schema, needs_linear=needs_linear(recipe.model))
+        spec = spec_of(recipe, schema)
         weights = reader.dense("dense") | reader.dense("ema")
         head = build_head(recipe, spec)
         head.load_state_dict({name.removeprefix("model."): w for name, w in weights.items()})
         origin = {"step": extra["state"]["step"], "data_fingerprint": extra["fingerprint"]}
-        source = BundleSource(recipe, schema, spec, reader.table, head, origin)
-        return write_bundle(out, source, table_type)
+        yield BundleSource(recipe, schema, spec, reader.table, head, origin)

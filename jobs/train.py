@@ -13,11 +13,10 @@ from rich.console import Console
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizer
-from prismrec.embeddings.sets import embedding_spec
 from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import shown_progress
 from prismrec.jobs.publish import Published, publish
-from prismrec.models.zoo import needs_linear
+from prismrec.models import spec_of
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles, latest_run, new_run
@@ -142,7 +141,7 @@ def check_before_start(recipe: Recipe) -> DataSource:
     """
     check_optimizer(recipe.embedding.optimizer, resolve_device(recipe.train.device))
     source = open_data(recipe.data.path)
-    embedding_spec(recipe, source.schema, needs_linear=needs_linear(recipe.model))
+    spec_of(recipe, source.schema)
     return source
 
 

@@ -5,6 +5,23 @@ section into a module; `mixture.py` is the composition they all share.
 """
 
 from prismrec.models.mixture import Composition, Fields, RankingModel
-from prismrec.models.zoo import MODELS, build_model, needs_linear
+from prismrec.models.zoo import (
+    MODELS,
+    build_model,
+    fields_of,
+    needs_linear,
+    needs_sets,
+    spec_of,
+)
 
-__all__ = ["MODELS", "Composition", "Fields", "RankingModel", "build_model", "needs_linear"]
+__all__ = [
+    "MODELS",
+    "Composition",
+    "Fields",
+    "RankingModel",
+    "build_model",
+    "fields_of",
+    "needs_linear",
+    "needs_sets",
+    "spec_of",
+]

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from prismrec.config import UserError, nearest
+from prismrec.config import Recipe, UserError, nearest
 from prismrec.config.model import DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
 from prismrec.config.section import Section
+from prismrec.data.schema import DataSchema
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
 from prismrec.models.experts import ExpertSpec
 from prismrec.models.interactions import (
     CrossV1Spec,
@@ -48,6 +50,35 @@ def build_model(section: Section, fields: Fields) -> nn.Module:
 def needs_linear(section: Section) -> bool:
     """Whether the model has first-order weights, the `linear` input of its `forward`."""
     return _name(section) in ("lr", "fm", "wide_deep", "deepfm")
+
+
+def needs_sets(section: Section) -> bool:
+    """Whether the model reads embedding sets, the `sets` input of its `forward`."""
+    return _name(section) != "lr"
+
+
+def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
+    """The sets and tables that a recipe's model needs on a data set.
+
+    Raises:
+        UserError: see `embedding_spec`.
+    """
+    return embedding_spec(
+        recipe,
+        schema,
+        needs_sets=needs_sets(recipe.model),
+        needs_linear=needs_linear(recipe.model),
+    )
+
+
+def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
+    """Shapes of the inputs that a recipe's model gets."""
+    return Fields(
+        num_sparse=len(spec.fields),
+        num_dense=len(recipe.features.dense),
+        set_dims=tuple(each.dim for each in spec.sets if each.name != LINEAR),
+        num_tasks=len(recipe.tasks),
+    )
 
 
 def _name(section: Section) -> str:

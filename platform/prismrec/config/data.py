@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -92,6 +93,13 @@ class FeaturesSection(Section):
     time: str | None = None
     """Column with the time of a row; required by `data.order = "time"`."""
 
+    @property
+    def columns(self) -> list[str]:
+        """Raw columns that the features are made of, each once: ids, weights, numbers."""
+        names = [feature.source for feature in self.sparse]
+        names += [feature.weights for feature in self.sparse if feature.weights]
+        return list(dict.fromkeys([*names, *self.dense]))
+
     @field_validator("sparse", "dense", mode="before")
     @classmethod
     def _tuple(cls, value: Any) -> Any:
@@ -122,3 +130,11 @@ class Task(Section):
     """Weight of the task's loss in the total."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of negatives kept in training; logits are put right for it everywhere else."""
+
+    @property
+    def logit_offset(self) -> float:
+        """What to add to a trained logit to undo the down-sampling of negatives: ln r.
+
+        Keeping a share r of the negatives makes the odds in training 1/r times the true odds.
+        """
+        return math.log(self.negative_rate)

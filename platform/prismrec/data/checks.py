@@ -51,7 +51,7 @@ def _has_label(source: DataSource, rows: RowFilter, counts: Ints, column: str) -
 def _count(source: DataSource, group: int, condition: pc.Expression) -> int:
     file = int(source.group_file[group])
     fragment = source.fragments(file)[source.group_index[group]]
-    return int(fragment.count_rows(filter=condition, schema=source.arrow(file)))
+    return int(fragment.scanner(source.arrow(file), filter=condition).count_rows())
 
 
 def _span(source: DataSource, group: int, column: str) -> Span:

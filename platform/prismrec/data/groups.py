@@ -1,4 +1,4 @@
-"""Decoded row groups in memory: shared by lanes, bounded in number, one decoded ahead."""
+"""Decoded row groups in memory: shared by lanes, bounded in number, decoded ahead."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from prismrec.data.rows import Rows
 
 
 class DecodedGroups:
-    """Decoded row groups that some lane is reading, and at most one that is decoded ahead.
+    """Decoded row groups that some lane is reading, and some that are decoded ahead.
 
     One thread acquires, prefetches and releases.
 
     Args:
         decode: decodes a row group; called on the caller's thread or on one of its own.
-        limit: most row groups held at a time, the one decoded ahead not counted.
+        limit: most row groups that may be held at a time.
+        ahead: most row groups that may be decoded before any lane needs them.
     """
 
-    def __init__(self, decode: Callable[[int], Rows], limit: int) -> None:
+    def __init__(self, decode: Callable[[int], Rows], limit: int, ahead: int) -> None:
         self._decode = decode
         self._limit = limit
+        self._most_ahead = ahead
         self._held: dict[int, Rows] = {}
         self._users: dict[int, int] = {}
-        self._ahead: tuple[int, Future[Rows]] | None = None
+        self._ahead: dict[int, Future[Rows]] = {}
         self._room: Rows | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prismrec-decode")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prismrec-decode")
         self.peak = 0
-        """Most row groups that were in memory at a time, the one decoded ahead included."""
+        """Most row groups that were in memory at a time, those decoded ahead included."""
 
     def __enter__(self) -> DecodedGroups:
         return self
@@ -42,29 +44,27 @@ class DecodedGroups:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __contains__(self, group: int) -> bool:
-        return group in self._held
+        """Whether a row group is decoded or being decoded."""
+        return group in self._held or group in self._ahead
 
     @property
-    def is_ahead(self) -> bool:
-        """A row group is decoded, or being decoded, before any lane needs it."""
-        return self._ahead is not None
+    def may_prefetch(self) -> bool:
+        """Whether one more row group may be decoded ahead."""
+        return len(self._ahead) < self._most_ahead
 
     def prefetch(self, group: int) -> None:
-        """Begin to decode a row group; to be called when none `is_ahead`."""
-        self._ahead = group, self._pool.submit(self._decode, group)
+        """Begin to decode a row group; to be called where it `may_prefetch`."""
+        self._ahead[group] = self._pool.submit(self._decode, group)
 
     def acquire(self, group: int) -> Rows:
         """The decoded rows of a row group, held until as many `release` calls."""
         if group not in self._held:
             if len(self._held) >= self._limit:
                 raise RuntimeError(f"{self._limit} decoded row groups are held, and one more asked")
-            if self._ahead is not None and self._ahead[0] == group:
-                rows = self._ahead[1].result()
-                self._ahead = None
-            else:
-                rows = self._decode(group)
+            started = self._ahead.pop(group, None)
+            rows = self._decode(group) if started is None else started.result()
             self._held[group], self._users[group] = rows, 0
-            self.peak = max(self.peak, len(self._held) + self.is_ahead)
+            self.peak = max(self.peak, len(self._held) + len(self._ahead))
         self._users[group] += 1
         return self._held[group]
 

@@ -53,22 +53,23 @@ class Reader:
         training: bool = False,
     ) -> None:
         self._data, self._seed = recipe.data, recipe.seed
-        self._columns = read_columns(recipe, source, table_rows, training)
+        self.columns = read_columns(recipe, source, table_rows, training)
+        """What is decoded, and as what."""
         rows = _split(recipe, split, source)
         self._counts = count_rows(source, rows)
         self._kind = recipe.data.order if training else "file"
         self.lanes = self._cut_lanes(split)
         """The lanes of the split, those of other ranks included."""
         self._owned = self.lanes.owned(share)
-        check_labels(source, rows, self._counts, self._columns.labels)
+        check_labels(source, rows, self._counts, self.columns.labels)
         dealt = self.lanes.dealt
-        time = self._columns.time if dealt else None
+        time = self.columns.time if dealt else None
         self._order = time_order(source, self._counts, time) if time else _file_order(self._counts)
-        self._decoder = Decoder(source, self._columns, rows, self._counts, self._seed, time)
+        self._decoder = Decoder(source, self.columns, rows, self._counts, self._seed, time)
         self._source = source
-        self.unknown_ids = {each.feature: 0 for each in self._columns.sparse}
+        self.unknown_ids = {each.feature: 0 for each in self.columns.sparse}
         """By feature, ids of this rank's batches so far that went to the unknown row."""
-        self.missing_values = dict.fromkeys(self._columns.dense, 0)
+        self.missing_values = dict.fromkeys(self.columns.dense, 0)
         """By dense column, values of this rank's batches so far that were missing."""
         self.peak_groups = 0
         """Most row groups that this rank held decoded at a time."""
@@ -164,11 +165,13 @@ class Reader:
         """Batches with their counts of unknown ids and of missing values; runs on a thread."""
         left = self.lanes.steps(offsets)
         per_block = max(1, _CHUNK_ROWS // self.lanes.step_rows)
-        with DecodedGroups(self._decoder.decode, self._data.open_lanes) as groups:
+        held = 1 if self.lanes.dealt else len(self._owned)
+        in_advance = min(held, self._data.open_lanes + 1 - held)
+        with DecodedGroups(self._decoder.decode, held, in_advance) as groups:
             cursors = self._cursors(epoch, offsets, groups)
             while left:
                 steps = min(per_block, left)
-                block = Block(self._columns, steps, self.batch_rows)
+                block = Block(self.columns, steps, self.batch_rows)
                 for cursor in cursors:
                     _fill(block, steps, cursor, cursors, groups)
                 self.peak_groups = max(self.peak_groups, groups.peak)
@@ -191,13 +194,13 @@ def _fill(
 
 
 def _prefetch(cursors: Sequence[Cursor], groups: DecodedGroups) -> None:
-    """Decode the row group that is needed next, of those that nobody holds."""
-    if groups.is_ahead:
+    """Decode the row groups that are needed next, of those that nobody holds."""
+    if not groups.may_prefetch:
         return
     coming = [coming for cursor in cursors if (coming := cursor.next_group()) is not None]
-    wanted = [(due, group) for due, group in coming if group not in groups]
-    if wanted:
-        groups.prefetch(min(wanted, key=lambda pair: pair[0])[1])
+    for _, group in sorted(coming, key=lambda pair: pair[0]):
+        if groups.may_prefetch and group not in groups:
+            groups.prefetch(group)
 
 
 def _file_order(counts: Ints) -> Ints:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -99,19 +98,8 @@ class Manifest(BaseModel):
 
 
 def logit_offsets(recipe: Recipe) -> list[float]:
-    """What to add to each task's logit where negatives were kept at a rate: log(rate).
-
-    Keeping a share r of the negatives multiplies the odds of a positive by 1 / r, so that the true
-    logit is the trained one plus log r.
-    """
-    return [math.log(task.negative_rate) for task in recipe.tasks]
-
-
-def input_columns(recipe: Recipe) -> list[str]:
-    """Names of the raw columns that the model reads, each once, ids first."""
-    names = [feature.source for feature in recipe.features.sparse]
-    names += [feature.weights for feature in recipe.features.sparse if feature.weights]
-    return list(dict.fromkeys([*names, *recipe.features.dense]))
+    """What to add to each task's logit; see `Task.logit_offset`."""
+    return [task.logit_offset for task in recipe.tasks]
 
 
 def write_bundle(out: Path, source: BundleSource, table_type: TableType) -> Path:
@@ -174,7 +162,7 @@ def _plain(head: nn.Module) -> dict[str, Tensor]:
 
 def _manifest(draft: Path, source: BundleSource, table_type: TableType) -> Manifest:
     recipe, spec = source.recipe, source.spec
-    columns = {name: source.schema.columns[name] for name in input_columns(recipe)}
+    columns = {name: source.schema.columns[name] for name in recipe.features.columns}
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     return Manifest(
         format=FORMAT,

@@ -22,14 +22,12 @@ from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
 from prismrec.data.encode.ids import name_seed, row_ids
 from prismrec.data.schema import Kind
-from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
-from prismrec.models.mixture import Fields
-from prismrec.models.zoo import build_model, needs_linear
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
+from prismrec.models import build_model, fields_of, spec_of
 from prismrec.serving import columns as raw
 from prismrec.serving.bundle import (
     Manifest,
     check_files,
-    input_columns,
     load_head,
     read_manifest,
     table_reader,
@@ -61,7 +59,7 @@ class InferenceModel:
         self.recipe: Recipe = manifest.typed_recipe()
         self.tasks: tuple[str, ...] = tuple(manifest.tasks)
         self.columns: dict[str, Kind] = {
-            name: manifest.data_schema.columns[name].kind for name in input_columns(self.recipe)
+            name: manifest.data_schema.columns[name].kind for name in self.recipe.features.columns
         }
         self.logit_offsets: Tensor = torch.tensor(manifest.logit_offsets)
         self.unknown_ids: Counter[str] = Counter()
@@ -82,7 +80,7 @@ class InferenceModel:
         manifest = read_manifest(path)
         check_files(path, manifest)
         recipe = manifest.typed_recipe()
-        spec = embedding_spec(recipe, manifest.data_schema, needs_linear=needs_linear(recipe.model))
+        spec = spec_of(recipe, manifest.data_schema)
         head = build_head(recipe, spec)
         load_head(path, head)
         lookup = TableLookup(spec, manifest.table_type, table_reader(path, spec))
@@ -165,11 +163,5 @@ def _encoder(recipe: Recipe, spec: EmbeddingSpec, feature: SparseFeature) -> _En
 
 def build_head(recipe: Recipe, spec: EmbeddingSpec) -> nn.Module:
     """The dense part that a recipe describes, on the CPU, with weights still to be filled."""
-    fields = Fields(
-        num_sparse=len(spec.fields),
-        num_dense=len(recipe.features.dense),
-        set_dims=tuple(each.dim for each in spec.sets if each.name != LINEAR),
-        num_tasks=len(recipe.tasks),
-    )
     with torch.random.fork_rng(devices=[]):
-        return build_model(recipe.model, fields)
+        return build_model(recipe.model, fields_of(recipe, spec))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array
 
 from prismrec.data.schema import Kind
-from prismrec.serving.bundle import Manifest, input_columns, read_manifest
+from prismrec.serving.bundle import Manifest, read_manifest
 
 _REQUIREMENTS = ("prismrec", "mlflow", "torch", "pyarrow", "numpy", "pandas", "safetensors",
                  "pydantic")  # fmt: skip
@@ -49,8 +49,10 @@ def signature(manifest: Manifest) -> ModelSignature:
     Ids and numbers are of any type to MLflow, whose integers admit no missing value and whose
     floats no 64-bit integer; the model checks them itself and names the wrong column.
     """
-    inputs = [ColSpec(_type(column.kind), name) for name, column in _columns(manifest).items()]
-    outputs = [ColSpec(DataType.float, task) for task in manifest.tasks]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(_type(column.kind), name) for name, column in _columns(manifest).items()
+    ]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.float, task) for task in manifest.tasks]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
@@ -60,7 +62,7 @@ def _type(kind: Kind) -> AnyType | Array:
 
 def _columns(manifest: Manifest) -> dict[str, Any]:
     columns = manifest.data_schema.columns
-    return {name: columns[name] for name in input_columns(manifest.typed_recipe())}
+    return {name: columns[name] for name in manifest.typed_recipe().features.columns}
 
 
 def input_example(manifest: Manifest) -> pd.DataFrame:

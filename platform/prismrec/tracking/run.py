@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +99,7 @@ class MlflowTracker:
         ]
         for start in range(0, len(entries), _PER_REQUEST):
             part = entries[start : start + _PER_REQUEST]
-            self._put(lambda part=part: self._client.log_batch(self.run_id, params=part))
+            self._put(partial(self._client.log_batch, self.run_id, params=part))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers as of a step, dated now, whenever they arrive."""

@@ -42,11 +42,8 @@ class Report:
 
 
 def logit_offsets(recipe: Recipe) -> Tensor:
-    """What to add to each task's logits (T,) to undo the down-sampling of its negatives.
-
-    With a share r of negatives kept, the odds in training are 1/r times the true odds.
-    """
-    return torch.tensor([math.log(task.negative_rate) for task in recipe.tasks])
+    """What to add to each task's logits, (T,); see `Task.logit_offset`."""
+    return torch.tensor([task.logit_offset for task in recipe.tasks])
 
 
 @contextmanager

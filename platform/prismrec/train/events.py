@@ -42,6 +42,13 @@ class EventLog:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """All events written so far."""
+    with path.open() as file:
+        for line in file:
+            yield json.loads(line)
+
+
 def follow(path: Path, ended: Event, poll_s: float = 0.2) -> Iterator[dict[str, Any]]:
     """Events as they are written, until `ended` is set and the file is read to its end."""
     position = path.stat().st_size if path.exists() else 0

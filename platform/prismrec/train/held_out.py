@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,14 @@ from prismrec.train.evaluate import evaluation_mode, logit_offsets, predict_batc
 from prismrec.train.feed import Splits
 from prismrec.train.sharding import ShardedModel
 
-_STEPS = 4
-_PARTS = ("logit", "label", "valid")
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """B rows and T tasks.
-
-    Args:
-        columns: the raw columns of the model's features.
-        logits: (B, T) of the trainer in fp32, down-sampling of negatives undone.
-        labels: (B, T).
-        valid: (B, T).
-    """
-
-    columns: dict[str, pa.Array]
-    logits: Tensor
-    labels: Tensor
-    valid: Tensor
+MAX_ROWS = 20_000
+"""Rows of rank 0 after which no further batch is kept."""
+PARTS = ("logit", "label", "valid")
+"""Columns `__PART_TASK` beside the raw ones."""
 
 
 def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: Path) -> None:
-    """Predict the first held-out batches with autocast off; rank 0 keeps its own rows of them.
+    """Predict held-out batches with autocast off; rank 0 keeps its rows of them.
 
     Collective: every rank calls it.
     """
@@ -59,35 +43,11 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
                     _table(recipe, splits, reader, (before, state.offsets), batch, logits)
                 )
             before = state.offsets
-            if step + 1 == _STEPS:
+            if (step + 1) * reader.batch_rows >= MAX_ROWS:
                 break
     leaf.is_bf16 = was_bf16
     if sharded.ranks.is_first:
         pq.write_table(pa.concat_tables(tables), path)
-
-
-def read_held_out(path: Path, recipe: Recipe) -> HeldOut:
-    """The rows that `write_held_out` kept."""
-    table = pq.read_table(path)
-    parts = {
-        part: torch.from_numpy(
-            np.stack([table.column(f"__{part}_{task}").to_numpy() for task in recipe.task_names], 1)
-        )
-        for part in _PARTS
-    }
-    columns = {
-        name: table.column(name).combine_chunks()
-        for name in table.column_names
-        if not name.startswith("__")
-    }
-    return HeldOut(columns, parts["logit"], parts["label"], parts["valid"])
-
-
-def feature_columns(recipe: Recipe) -> list[str]:
-    """Raw columns that the model's features are made of, each once."""
-    sparse = recipe.features.sparse
-    names = [each.source for each in sparse] + [each.weights for each in sparse if each.weights]
-    return list(dict.fromkeys([*names, *recipe.features.dense]))
 
 
 def _table(
@@ -106,10 +66,10 @@ def _table(
         places.append(reader.rows_at(0, lane, start, stop))
         kept.append(np.arange(stop - start) + column * width)
     files, groups, rows = (np.concatenate(part) for part in zip(*places, strict=True))
-    table = raw_rows(splits.source, (files, groups, rows), feature_columns(recipe))
+    table = raw_rows(splits.source, (files, groups, rows), recipe.features.columns)
     index = torch.from_numpy(np.concatenate(kept))
     values: dict[str, Any] = {"logit": logits, "label": batch.labels, "valid": batch.valid}
-    for part in _PARTS:
+    for part in PARTS:
         for t, task in enumerate(recipe.task_names):
             numbers = values[part][index, t].numpy()
             table = table.append_column(f"__{part}_{task}", pa.array(numbers))

@@ -9,8 +9,7 @@ import torch
 
 from prismrec.config import Recipe
 from prismrec.data.source import DataSource
-from prismrec.embeddings.sets import embedding_spec
-from prismrec.models.zoo import needs_linear
+from prismrec.models import spec_of
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.held_out import write_held_out
@@ -85,7 +84,7 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
         UserError: the recipe does not fit the data, the device or the checkpoint.
     """
     ranks = session.ranks
-    spec = embedding_spec(recipe, source.schema, needs_linear=needs_linear(recipe.model))
+    spec = spec_of(recipe, source.schema)
     splits = Splits(recipe, source, spec, ranks)
     total_steps = splits.total_steps()
     precision = resolve_precision(recipe.train.precision, ranks)

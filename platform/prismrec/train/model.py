@@ -12,21 +12,11 @@ from prismrec.config import Recipe
 from prismrec.data.batch import Batch
 from prismrec.embeddings.collection import SetViews, build_collection
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
+from prismrec.models import build_model, fields_of
 from prismrec.models.objectives.losses import global_mean_bce
-from prismrec.models.zoo import Fields, build_model
 
 Output = tuple[Tensor, Tensor, Tensor]
 """Loss (scalar, this rank's share), loss of each task (T,), logits (B, T), all detached."""
-
-
-def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
-    """What the model's builder needs to know of the recipe."""
-    return Fields(
-        num_sparse=len(spec.fields),
-        num_dense=len(recipe.features.dense),
-        set_dims=tuple(each.dim for each in spec.sets if each.name != LINEAR),
-        num_tasks=len(recipe.tasks),
-    )
 
 
 class Ranker(nn.Module):

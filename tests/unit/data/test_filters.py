@@ -39,8 +39,8 @@ def source(tmp_path: Path) -> DataSource:
         (("price > 1e1",), [0, 0, 0]),
         (("page == 'feed'",), [4, 3, 3]),
         (("page != 'feed'",), [3, 4, 3]),
-        (("new == 1",), [4, 3, 3]),
-        (("new != 1",), [1, 2, 2]),  # a null passes no condition
+        (("new == 1",), [3, 4, 3]),
+        (("new != 1",), [2, 2, 1]),  # a null passes no condition
     ],
 )
 def test_rows_that_pass(

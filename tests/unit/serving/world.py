@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prismrec.config import Recipe, from_dict
 from prismrec.data.schema import Column, DataSchema
-from prismrec.embeddings.sets import EmbeddingSpec, embedding_spec
-from prismrec.models.zoo import needs_linear
+from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.models import needs_linear, spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.inference import InferenceModel, build_head
 from prismrec.serving.tables import TableType
@@ -129,7 +129,7 @@ LISTS = ("hist", "tags")
 def make_world(scale: float = 0.5, **overrides: Any) -> World:
     """Random tables and head, the same ones each time."""
     chosen = recipe(**overrides)
-    spec = embedding_spec(chosen, SCHEMA, needs_linear=needs_linear(chosen.model))
+    spec = spec_of(chosen, SCHEMA)
     generator = torch.Generator().manual_seed(3)
     tables = {
         (table.name, each.name): torch.randn(table.rows, each.dim, generator=generator) * scale
