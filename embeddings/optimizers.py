@@ -109,4 +109,4 @@ def plain_optimizer(
         {"params": [parameter], **keyword_arguments(optimizer, learning_rate)}
         for parameter, learning_rate in parameters
     ]
-    return _CLASSES[optimizer.name](groups)
+    return _CLASSES[optimizer.name](groups)  # type: ignore[call-arg] # subclasses need no defaults

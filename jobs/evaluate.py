@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +146,7 @@ def predict_data(model: str, data: str, out: Path, uri: str, progress: Progress)
 
 
 def _tables(
-    recipe: Recipe, source: DataSource, split: str, features: tuple[str, ...] | list[str]
+    recipe: Recipe, source: DataSource, split: str, features: Iterable[str]
 ) -> Iterator[pa.Table]:
     if split not in SPLITS:
         raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")

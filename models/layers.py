@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismrec.models.batch_norm import BatchNorm
+from prismrec.models.products import affine
 
 NormKind = Literal["layer", "batch", "none"]
 
@@ -78,11 +79,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ([M,] B, in) to ([M,] B, out)."""
-        if self.copies is None:
-            return F.linear(x, self.weight, self.bias)
-        if self.bias is None:
-            return torch.bmm(x, self.weight.mT)
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+        return affine(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):

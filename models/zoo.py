@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from prismrec.config import Recipe, UserError, nearest
-from prismrec.config.model import DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
+from prismrec.config import Recipe, UserError
+from prismrec.config.external import import_function
+from prismrec.config.model import DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, Interaction, WideDeep
 from prismrec.config.section import Section
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
@@ -18,6 +18,7 @@ from prismrec.models.interactions import (
     CrossV1Spec,
     CrossV2Spec,
     DNNSpec,
+    ExternalSpec,
     FlatSpec,
     FMSpec,
     InteractionSpec,
@@ -129,6 +130,12 @@ def _dcnv2(section: DCNv2, fields: Fields) -> Composition:
     return Composition((build(section, cross, fields),))
 
 
+def _interaction(section: Interaction, fields: Fields) -> Composition:
+    """`Linear(MLP(u))`, u from an interaction outside the package."""
+    outside = ExternalSpec(section.interaction, tuple(sorted(section.options.items())))
+    return Composition((_deep_branch(section, outside, fields),))
+
+
 MODELS: dict[str, Builder] = {
     "lr": _lr,
     "fm": _fm,
@@ -137,10 +144,11 @@ MODELS: dict[str, Builder] = {
     "deepfm": _deepfm,
     "dcn": _dcn,
     "dcnv2": _dcnv2,
+    "interaction": _interaction,
 }
 """The composition of every model, by its recipe name."""
 
-_Deep = DNN | WideDeep | DeepFM | DCN | DCNv2
+_Deep = DNN | WideDeep | DeepFM | DCN | DCNv2 | Interaction
 
 
 def _fm_branch(merge: Merge, projection: MLPSpec, fields: Fields) -> BranchSpec:
@@ -191,22 +199,7 @@ def _need_hidden(section: _Deep, num_sets: int) -> None:
 
 
 def _custom(section: Custom, fields: Fields) -> nn.Module:
-    module_name, _, function_name = section.name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"model.name: '{module_name}' cannot be imported ({error}); "
-            "install it, or put its folder on PYTHONPATH, wherever a worker runs"
-        ) from error
-    build = getattr(module, function_name, None)
-    if not callable(build):
-        known = [name for name, value in vars(module).items() if callable(value)]
-        raise UserError(
-            f"model.name: '{module_name}' has no function '{function_name}'; "
-            f"{nearest(function_name, known)}"
-        )
-    model = build(fields, section.options)
+    model = import_function("model.name", section.name)(fields, section.options)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name: '{section.name}' returned {type(model).__name__}; "

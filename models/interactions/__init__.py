@@ -3,6 +3,7 @@
 from prismrec.models.interactions.base import Interaction, InteractionSpec, flatten
 from prismrec.models.interactions.cross import CrossV1, CrossV1Spec, CrossV2, CrossV2Spec
 from prismrec.models.interactions.dnn import DNN, DNNSpec
+from prismrec.models.interactions.external import ExternalSpec
 from prismrec.models.interactions.flat import Flat, FlatSpec
 from prismrec.models.interactions.fm import BiInteraction, FMSpec
 
@@ -14,6 +15,7 @@ __all__ = [
     "CrossV2",
     "CrossV2Spec",
     "DNNSpec",
+    "ExternalSpec",
     "FMSpec",
     "Flat",
     "FlatSpec",

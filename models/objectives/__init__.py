@@ -1,5 +1,5 @@
 """Objectives: logits and labels to a scalar whose mean is exact over the global batch."""
 
-from prismrec.models.objectives.losses import global_mean_bce
+from prismrec.models.objectives.losses import Objective, binary_cross_entropy, global_mean, row_loss
 
-__all__ = ["global_mean_bce"]
+__all__ = ["Objective", "binary_cross_entropy", "global_mean", "row_loss"]

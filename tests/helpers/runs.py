@@ -139,6 +139,42 @@ def train_on(world_size: int, starts: Sequence[Start], timeout_s: float = 240) -
     return results
 
 
+def alone(starts: Sequence[Start]) -> list[Trained]:
+    """Train every start as the only rank, in this process, on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train_each(starts)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows_seen(checkpoint: Path, recipe: Recipe) -> dict[int, list[int]]:
+    """Keys of the rows that the ledger of a checkpoint names, by epoch."""
+    from prismrec.checkpoint.manifest import read_manifest
+    from prismrec.data.ledger import Ledger
+    from prismrec.data.lookup import raw_rows
+    from prismrec.data.reader import Reader
+    from prismrec.data.source import open_data
+
+    source = open_data(recipe.data.path)
+    table_rows = {each.name: 1 for each in recipe.features.sparse}
+    reader = Reader(source, recipe, "train", table_rows, training=True)
+    ledger = Ledger.from_json(read_manifest(checkpoint).extra["ledger"])
+    keys: dict[int, list[int]] = {}
+    for epoch in ledger.epochs:
+        places = [
+            reader.rows_at(epoch, lane, start, stop)
+            for lane, ranges in enumerate(ledger.ranges(epoch))
+            for start, stop in ranges
+        ]
+        files, groups, rows = (np.concatenate(part) for part in zip(*places, strict=True))
+        keys[epoch] = raw_rows(source, (files, groups, rows), ["key"]).column("key").to_pylist()
+    return keys
+
+
 def train_each(starts: Sequence[Start]) -> list[Trained]:
     """Train on this rank.
 

@@ -126,6 +126,8 @@ class Task(Section):
     """Label column, 0 or 1; null means that the row has no label for this task."""
     valid: str | None = None
     """Column that is 1 where the row belongs to the task's sample space (as clicks do for conversion)."""
+    loss: str = Field(default="bce", pattern=r"^bce$|^[\w.]+:\w+$")
+    """`bce`, or `package.module:function` from logits and labels to the loss of each row."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of the task's loss in the total."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)

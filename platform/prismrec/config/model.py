@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from prismrec.config.external import PATTERN
 from prismrec.config.section import Section
 
 
@@ -79,10 +80,20 @@ class DCNv2(_Deep):
     structure: Literal["parallel", "stacked"] = "parallel"
 
 
+class Interaction(_Deep):
+    """An interaction outside the package, below the layers of a DNN; one per embedding set."""
+
+    name: Literal["interaction"]
+    interaction: str = Field(pattern=PATTERN)
+    """`package.module:function`; called as `function(num_fields, dim, options)`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the function as they stand; values must be numbers, strings or booleans."""
+
+
 class Custom(Section):
     """A model outside the package, called as `build(fields, options)`."""
 
-    name: str = Field(pattern=r"^[\w.]+:\w+$")
+    name: str = Field(pattern=PATTERN)
     """`package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the function as they stand."""
@@ -96,5 +107,6 @@ BUILT_IN: dict[str, type[Section]] = {
     "deepfm": DeepFM,
     "dcn": DCN,
     "dcnv2": DCNv2,
+    "interaction": Interaction,
 }
 """Every model of the zoo by its recipe name."""

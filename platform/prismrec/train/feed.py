@@ -71,6 +71,16 @@ class Splits:
         for batch, _ in self._others[split].epoch():
             yield batch
 
+    def unknown_ids(self) -> dict[str, int]:
+        """By feature, ids of all ranks' training batches so far that no row of the table stands for.
+
+        Collective: every rank calls it.
+        """
+        counts = self.train.unknown_ids
+        number = torch.tensor(list(counts.values()), dtype=torch.int64)
+        totals = self._ranks.sum(number.to(self._ranks.device)).tolist()
+        return {name: count for name, count in zip(counts, totals, strict=True) if count}
+
     def held_out(self) -> Reader:
         """Reader of rows that were not trained on, or of the training rows where all were."""
         for split in ("test", "valid"):

@@ -1,51 +1,129 @@
-"""SIGTERM and Ctrl-C as a request to save and leave."""
+"""SIGTERM and Ctrl-C as a request to save and leave.
+
+A request is a file in the run's directory, so that whoever takes the signal, the process that
+started the run or one of its workers, reaches all ranks wherever they are.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from prismrec.train.process_group import Ranks
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_POLL_S = 0.2
+
+
+class SignalAsker:
+    """A signal handler: the first signal asks for a stop, the second ends the process at once.
+
+    Args:
+        path: the file to write the request to; None hands signals on to who handled them before.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._asked = False
+        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        previous = self._previous[signal.Signals(number)]
+        if self.path is None and callable(previous):
+            previous(number, frame)
+        elif self.path is None or self._asked:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        else:
+            self._asked = True
+            ask(self.path, signal.Signals(number))
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT of this process; only its main thread may call this."""
+        for number in _SIGNALS:
+            signal.signal(number, self)
+
+    def remove(self) -> None:
+        """Handle signals as before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def ask(path: Path, number: signal.Signals) -> None:
+    """Write a request; one that is there already stays as it is."""
+    with contextlib.suppress(FileExistsError), path.open("x") as file:
+        file.write(number.name)
+
+
+def asked(path: Path) -> str:
+    """Name of the signal of a request, or an empty text where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    return ""
+
+
+@contextlib.contextmanager
+def signals_ask(path: Path) -> Iterator[None]:
+    """SIGTERM and SIGINT of this process write a request while the context lasts.
+
+    Where the process has a `SignalAsker` already, that one keeps its file, or gets this one if it
+    has none. In a thread other than the main one, which can take no signals, an asker that the
+    main thread installed earlier is the only one there can be.
+    """
+    present = signal.getsignal(signal.SIGTERM)
+    if isinstance(present, SignalAsker):
+        earlier, present.path = present.path, present.path or path
+        try:
+            yield
+        finally:
+            present.path = earlier
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asker = SignalAsker(path)
+    asker.install()
+    try:
+        yield
+    finally:
+        asker.remove()
 
 
 class StopRequest:
-    """Set once somebody asked the run to stop."""
+    """Whether somebody asked the run to stop.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.signal_name = ""
-
-    def set(self, signal_name: str) -> None:
-        """Ask for the stop."""
-        self.signal_name = signal_name
-        self._event.set()
-
-    def __bool__(self) -> bool:
-        return self._event.is_set()
-
-
-@contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """A stop request that SIGTERM and SIGINT set while the context lasts.
-
-    A second signal is handled as it was before, so an impatient Ctrl-C still ends the process. In a
-    thread other than the main one, which can take no signals, the request is never set.
+    Args:
+        paths: files that a request may be in.
+        ranks: rank 0 looks, the others hear from it.
     """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def receive(number: int, frame: object) -> None:
-        request.set(signal.Signals(number).name)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+    def __init__(self, paths: Sequence[Path], ranks: Ranks) -> None:
+        self._paths = tuple(paths)
+        self._ranks = ranks
+        self._number = 0
+        self._next_look = 0.0
 
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def agreed(self) -> str:
+        """Name of the signal, the same on all ranks; an empty text without a request.
+
+        Collective: every rank calls it.
+        """
+        number = torch.tensor(self._look() if self._ranks.is_first else 0)
+        found = int(self._ranks.sum(number.to(self._ranks.device)))
+        return signal.Signals(found).name if found else ""
+
+    def _look(self) -> int:
+        """Number of the signal, 0 without one; the file system is asked a few times a second."""
+        now = time.monotonic()
+        if not self._number and now >= self._next_look:
+            self._next_look = now + _POLL_S
+            names = [name for path in self._paths if (name := asked(path))]
+            self._number = int(signal.Signals[names[0]]) if names else 0
+        return self._number

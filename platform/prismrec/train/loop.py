@@ -13,7 +13,7 @@ from prismrec.models import spec_of
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.held_out import write_held_out
-from prismrec.train.interrupts import stop_request
+from prismrec.train.interrupts import StopRequest, signals_ask
 from prismrec.train.meter import Meter
 from prismrec.train.pipeline import Pipeline
 from prismrec.train.precision import resolve_precision
@@ -32,9 +32,12 @@ class Outcome:
     Args:
         checkpoint: the one to register: the best where evaluations chose one, else the last.
         steps: steps done.
-        metrics: exact metrics of the test split at that checkpoint; empty without such a split.
+        metrics: exact metrics of the test split at that checkpoint; empty without such a split and
+            after a stop by a signal.
         examples_per_second: rows trained on per second over all ranks, evaluations not counted.
         stopped_by: name of the signal that ended the run early, "patience", or "".
+        unknown_ids: by feature, ids of the rows trained on since this start that no row of the
+            table stands for.
     """
 
     checkpoint: Path
@@ -42,6 +45,7 @@ class Outcome:
     metrics: dict[str, float]
     examples_per_second: float
     stopped_by: str
+    unknown_ids: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ class Session:
     tracker: Tracker
     attempt: str
     probe: Probe | None = None
+
+    def stop_files(self) -> tuple[Path, Path]:
+        """Where a request to stop may be: that of the whole run, and that of this start of it."""
+        return self.files.stop(), self.files.stop(self.attempt)
 
     def log(self, metrics: dict[str, float], state: TrainState) -> None:
         """Record metrics as of the state's step, on rank 0."""
@@ -97,9 +105,10 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
 
     meter = Meter(recipe, ranks, total_steps)
     pipeline = Pipeline(sharded)
-    with stop_request() as stop, Feed(splits, state, total_steps) as feed:
+    stop = StopRequest(session.stop_files(), ranks)
+    with signals_ask(session.stop_files()[1]), Feed(splits, state, total_steps) as feed:
         while state.step < total_steps and not state.stopped_early:
-            if ranks.agree(bool(stop)):
+            if stop.agreed():
                 break
             torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
             output = pipeline.step(feed)
@@ -116,14 +125,18 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
             elif saver.is_due(state.step):
                 with meter.paused():
                     saver.save(state)
-        stopped_by = stop.signal_name or ("patience" if state.stopped_early else "")
 
     pipeline.close()
     saver.finish(state)
+    speed, unknown = meter.examples_per_second(), splits.unknown_ids()
+    session.log({f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}, state)
+    if stopped_by := stop.agreed():
+        return Outcome(saver.newest(), state.step, {}, speed, stopped_by, unknown)
     checkpoint = saver.restore_best()
     metrics = _final_report(session, evaluator, splits, state)
     write_held_out(recipe, splits, sharded, session.files.held_out)
-    return Outcome(checkpoint, state.step, metrics, meter.examples_per_second(), stopped_by)
+    patience = "patience" if state.stopped_early else ""
+    return Outcome(checkpoint, state.step, metrics, speed, patience, unknown)
 
 
 def _final_report(

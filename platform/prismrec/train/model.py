@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from prismrec.config import Recipe
@@ -13,7 +12,7 @@ from prismrec.data.batch import Batch
 from prismrec.embeddings.collection import SetViews, build_collection
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import build_model, fields_of
-from prismrec.models.objectives.losses import global_mean_bce
+from prismrec.models.objectives import Objective, row_loss
 
 Output = tuple[Tensor, Tensor, Tensor]
 """Loss (scalar, this rank's share), loss of each task (T,), logits (B, T), all detached."""
@@ -49,15 +48,15 @@ class Leaf(nn.Module):
 
     Args:
         ranker: from pooled embeddings to logits.
-        task_weights: (T,) weight of each task's loss.
+        objective: from logits and labels to the loss.
         is_bf16: run the ranking model under bfloat16 autocast.
     """
 
-    def __init__(self, ranker: Ranker, task_weights: Tensor, is_bf16: bool) -> None:
+    def __init__(self, ranker: Ranker, objective: Objective, is_bf16: bool) -> None:
         super().__init__()
         self.ranker = ranker
+        self.objective = objective
         self.is_bf16 = is_bf16
-        self.register_buffer("task_weights", task_weights, persistent=False)
 
     def forward(
         self, pooled: Tensor, dense: Tensor, labels: Tensor, valid: Tensor, weights: Tensor
@@ -69,9 +68,7 @@ class Leaf(nn.Module):
         with torch.autocast(dense.device.type, torch.bfloat16, enabled=self.is_bf16):
             logits, auxiliary = self.ranker(pooled, dense)
         logits = logits.float()
-        total, per_task = global_mean_bce(
-            logits, labels, valid, weights, self.task_weights, dist.group.WORLD
-        )
+        total, per_task = self.objective(logits, labels, valid, weights)
         for loss in auxiliary.values():
             total = total + loss.float()
         return total, (total.detach(), per_task.detach(), logits.detach())
@@ -119,6 +116,7 @@ def build_train_model(
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.model, fields_of(recipe, spec))
     ranker = Ranker(spec, model, len(recipe.tasks)).to(device)
-    weights = torch.tensor([task.weight for task in recipe.tasks], device=device)
-    leaf = Leaf(ranker, weights, is_bf16)
+    losses = [row_loss(f"tasks[{t}].loss", task.loss) for t, task in enumerate(recipe.tasks)]
+    objective = Objective(losses, [task.weight for task in recipe.tasks]).to(device)
+    leaf = Leaf(ranker, objective, is_bf16)
     return ModelParts(TrainModel(build_collection(spec, torch.device("meta")), leaf), leaf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def dense_optimizer(
     """The optimizer of the dense weights; weight decay spares biases and normalisation."""
     decayed = [p for p in parameters.values() if p.dim() > 1]
     spared = [p for p in parameters.values() if p.dim() <= 1]
-    arguments: dict[str, object] = {"lr": section.learning_rate}
+    arguments: dict[str, Any] = {"lr": section.learning_rate}
     if section.name in ("adam", "adamw"):
         arguments |= {"betas": (section.beta1, section.beta2), "eps": section.eps}
     if section.name == "adagrad":

@@ -59,6 +59,15 @@ class RunFiles:
         """What the finished training came to."""
         return self.directory / "outcome.json"
 
+    def stop(self, attempt: str = "") -> Path:
+        """A request to save and leave: to the run, or to one start of its workers only."""
+        return self.directory / (f"stop-{attempt}" if attempt else "stop")
+
+    def begin(self) -> None:
+        """Forget how an earlier start of the run ended."""
+        for path in (self.outcome, *self.directory.glob("stop*"), *self.directory.glob("error-*")):
+            path.unlink(missing_ok=True)
+
     def write_plan(self, plan: list[dict[str, Any]]) -> None:
         """Put down where the tables are."""
         self.plan.write_text(json.dumps(plan, indent=1) + "\n")

@@ -129,13 +129,24 @@ class Saver:
         Collective: every rank calls it.
         """
         path = best(self._directory) if self._recipe.checkpoint.keep_best else None
-        newest = latest(self._directory)
-        chosen = path or newest
-        if chosen is None:
-            raise UserError(f"{self._directory}: no checkpoint was written")
-        if chosen != newest:
-            self._load(chosen)
-        return chosen
+        newest = self.newest()
+        if path is not None and path != newest:
+            self._load(path)
+        return path or newest
+
+    def newest(self) -> Path:
+        """The checkpoint that a resumed run goes on from.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = latest(self._directory)
+        if path is None:
+            raise UserError(
+                f"{self._directory}: no whole checkpoint in it, though one was saved; something "
+                "removed it: start a new run"
+            )
+        return path
 
     def _load(self, path: Path) -> dict[str, Any]:
         sharded = self._sharded

@@ -22,7 +22,7 @@ class Tracker(Protocol):
     def log_file(self, path: Path, folder: str = "") -> None:
         """A file to keep with the run, under a folder of it."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Deliver what is still waiting to be written."""
 
 

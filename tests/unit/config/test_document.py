@@ -40,7 +40,7 @@ def test_toml_shows_defaults_and_what_is_not_set() -> None:
     assert "learning_rate = 0.05" in lines[lines.index("[embedding.optimizer]") :][:3]
     assert "# steps is not set" in lines
     assert "hidden = [8, 4]" in lines
-    task = '  { name = "click", label = "is_click", weight = 1.0, negative_rate = 1.0 },'
+    task = '  { name = "click", label = "is_click", loss = "bce", weight = 1.0, negative_rate = 1.0 },'
     assert lines[lines.index("tasks = [") + 1] == task
 
 

@@ -58,7 +58,7 @@ def test_every_problem_at_once(recipe_file):
         "the nearest are 4 and 8",
         "features.sparse[1].pooling: must be one of 'sum' or 'mean', got 'max'",
         "model: unknown model 'dcnv3'; did you mean 'dcnv2'?",
-        "tasks[0].trian: unknown key; known: 'label', 'name', 'negative_rate', 'valid', 'weight'",
+        "tasks[0].trian: unknown key; known: 'label', 'loss', 'name'",
         "train.batchsize: unknown key; known: ",
         "train.epochs: must be >= 1, got 0",
         "train.steps: must be a whole number, got True (bool)",

@@ -52,7 +52,7 @@ def test_unknown_adapters_are_told_apart(my_team: str) -> None:
     assert set(ADAPTERS) == {"kuairand", "movielens", "frappe", "census", "criteo", "csv"}
     with pytest.raises(UserError, match="adapter 'kuairnd': unknown; did you mean 'kuairand'"):
         find_adapter("kuairnd")
-    with pytest.raises(UserError, match=r"no attribute 'nothing'; it must be an importable"):
+    with pytest.raises(UserError, match=r"has no function 'nothing'; known"):
         find_adapter(f"{my_team}:nothing")
     with pytest.raises(UserError, match="No module named 'no_team'"):
         find_adapter("no_team:prepare")

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prismrec.models.objectives import global_mean_bce
+from tests.helpers.losses import global_mean_bce
 
 ONE = torch.ones(1)
 
@@ -65,3 +65,37 @@ def test_bfloat16_logits_are_summed_in_float32():
     total, per_task = global_mean_bce(logits, ones, ones, ones, ONE)
     assert (total.dtype, per_task.requires_grad) == (torch.float32, False)
     assert total.item() == pytest.approx(0.4740770, abs=1e-6)
+
+
+def half_square(logits, labels):
+    return (logits - labels) ** 2 / 2
+
+
+def test_tasks_may_have_losses_of_their_own():
+    from prismrec.models.objectives import Objective, binary_cross_entropy
+
+    losses = [binary_cross_entropy, binary_cross_entropy, half_square]
+    objective = Objective(losses, [1.0, 1.0, 2.0])
+    logits = torch.tensor([[0.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    ones = torch.ones(2, 3)
+    total, per_task = objective(logits, labels, ones, ones)
+    expected = [0.6931472, (2.1269280 + 1.3132617) / 2, (2.0 + 0.125) / 2]
+    assert per_task.tolist() == pytest.approx(expected, abs=1e-6)
+    assert total.item() == pytest.approx(expected[0] + expected[1] + 2 * expected[2], abs=1e-6)
+
+
+def test_a_loss_is_found_by_name(tmp_path, monkeypatch):
+    from prismrec.config import UserError
+    from prismrec.models.objectives import binary_cross_entropy, row_loss
+
+    (tmp_path / "team_losses.py").write_text(
+        "def hinge(z, y):\n    return (1 - z * y).clamp(min=0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert row_loss("tasks[0].loss", "bce") is binary_cross_entropy
+    assert row_loss("tasks[0].loss", "team_losses:hinge")(torch.zeros(1), torch.ones(1)) == 1
+    with pytest.raises(
+        UserError, match=r"tasks\[0\].loss: 'team_losses' has no function 'hing'; did"
+    ):
+        row_loss("tasks[0].loss", "team_losses:hing")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prismrec.config import UserError
 from prismrec.config.model import BUILT_IN, DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
 from prismrec.models import MODELS, Fields, build_model, needs_linear
-from prismrec.models.objectives import global_mean_bce
+from tests.helpers.losses import global_mean_bce
 from tests.unit.models.vectors import assert_close
 
 HIDDEN = (6, 5)

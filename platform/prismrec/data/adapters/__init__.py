@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 from prismrec.config import UserError, nearest
+from prismrec.config.external import import_function
 from prismrec.data.adapters import census, criteo, csv, frappe, kuairand, movielens
 from prismrec.data.adapters.source import DEFAULT_OPTIONS, PrepareOptions
 from prismrec.data.schema import FILE_NAME, DataSchema
@@ -67,11 +67,4 @@ def find_adapter(name: str) -> Adapter:
         if name not in ADAPTERS:
             raise UserError(f"adapter '{name}': unknown; {nearest(name, ADAPTERS)}")
         return ADAPTERS[name]
-    module_name, _, function = name.partition(":")
-    try:
-        adapter = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"adapter '{name}': {error}; it must be an importable `package.module:function`"
-        ) from None
-    return adapter
+    return import_function(f"adapter '{name}'", name)
