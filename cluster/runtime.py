@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prismrec.cluster.network import pick_interface
 from prismrec.config import UserError
+
+_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What Ray reads from the environment; what the user has set there stands."""
 
 
 @contextmanager
@@ -25,11 +35,12 @@ def ray_runtime(address: str | None, *, num_workers: int, verbose: bool) -> Iter
     Raises:
         UserError: the cluster cannot be reached or does not accept this client.
     """
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -37,7 +48,7 @@ def ray_runtime(address: str | None, *, num_workers: int, verbose: bool) -> Iter
                 include_dashboard=False,
                 log_to_driver=verbose,
                 logging_level=level,
-                runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}},
+                runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": pick_interface()}},
             )
         else:
             ray.init(address=address, log_to_driver=verbose, logging_level=level)
@@ -47,6 +58,8 @@ def ray_runtime(address: str | None, *, num_workers: int, verbose: bool) -> Iter
             f"--address: no Ray to be had at {where}: {str(error).splitlines()[0]}; start one with "
             "`ray start --head`, or leave --address out"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the place
     try:
         yield
     finally:

@@ -1,12 +1,20 @@
-"""Starting the training processes: Ray Train, or plain local processes."""
+"""Starting the training processes: Ray Train, or plain local processes.
+
+The workers are attended from a thread of their own, so that the main thread takes the signals.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import Recipe, UserError
 from prismrec.jobs.worker import work
+from prismrec.train.interrupts import SignalAsker
 from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles
 
@@ -19,8 +27,10 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
     """
     workers = recipe.workers
     with ray_runtime(workers.address, num_workers=workers.count, verbose=order["verbose"]):
+        if files.stop().exists():
+            return
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         is_gpu = resolve_device(recipe.train.device) == "cuda"
         trainer = TorchTrainer(
@@ -34,10 +44,15 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
                 storage_path=str(files.directory),
                 failure_config=FailureConfig(max_failures=workers.max_failures),
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if is_gpu else "gloo"),
+            torch_config=_torch_config("cpu:gloo,cuda:nccl" if is_gpu else "gloo"),
         )
+
+        def is_mistake() -> bool:
+            return bool(files.read_error(order["attempt"]))
+
         try:
-            trainer.fit()
+            # A restart of the workers would only meet the user's mistake again.
+            _attend(trainer.fit, is_mistake)
         except Exception as error:
             raise _explained(error, files, order) from error
     _raise_user_error(files, order)
@@ -64,10 +79,58 @@ def run_locally(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    others = set(multiprocessing.active_children())
     try:
-        elastic_launch(config, work)(order)
+        _attend(lambda: elastic_launch(config, work)(order), lambda: False)
     except ChildFailedError as error:
         raise _explained(error, files, order) from error
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()
+        raise
+
+
+def _attend(run: Callable[[], object], is_over: Callable[[], bool]) -> None:
+    """Call on another thread and return when it is done, or earlier once `is_over` says so."""
+    done: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            run()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised where the call is attended
+            done.set_exception(error)
+
+    threading.Thread(target=call, name="prismrec-workers", daemon=True).start()
+    while not wait([done], timeout=0.2).done:
+        if is_over():
+            return
+    done.result()
+
+
+def _torch_config(backend: str) -> Any:
+    """Ray's set-up of the process group, with workers that take signals.
+
+    Training runs on a thread of a worker, and only the main thread, which carries out what the
+    set-up wants done, may say how signals are handled.
+    """
+    from ray.train.torch import TorchConfig
+
+    class SignalConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            class SignalBackend(super().backend_cls):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    super().on_start(worker_group, backend_config)
+                    worker_group.execute(_take_signals)
+
+            return SignalBackend
+
+    return SignalConfig(backend=backend)
+
+
+def _take_signals() -> None:
+    SignalAsker().install()
 
 
 def _explained(error: Exception, files: RunFiles, order: dict[str, Any]) -> Exception:

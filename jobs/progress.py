@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prismrec.train.events import follow
 
 _SHOWN = ("auc", "gauc", "logloss", "ne", "pcoc")
+
+
+@contextmanager
+def console_of_stderr() -> Iterator[Console]:
+    """A console on what standard error is now, wherever it is sent later."""
+    with os.fdopen(os.dup(2), "w") as file:
+        yield Console(file=file, highlight=False)
 
 
 @contextmanager
@@ -46,6 +54,7 @@ class _Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._bar = self.progress.add_task("starting workers", total=None, note="")
         self._tasks = tasks
@@ -58,7 +67,7 @@ class _Display:
             self._metrics(values, event["step"])
 
     def _metrics(self, values: dict[str, float], step: int) -> None:
-        if "train/loss" in values:
+        if values.get("train/loss") is not None:
             note = f"loss {values['train/loss']:.4f}  {values['train/examples_per_second']:,.0f} rows/s"
             self.progress.update(self._bar, completed=step, note=note)
         for split in ("valid", "test"):
@@ -73,4 +82,5 @@ class _Display:
                 if f"{split}/{task}/auc" in values
             ]
             if parts:
-                self.progress.console.print(f"step {step} {split}: " + "; ".join(parts))
+                line = f"step {step} {split}: " + "; ".join(parts)
+                self.progress.console.print(line, markup=False, soft_wrap=True)

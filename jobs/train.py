@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from prismrec.checkpoint import latest
+from prismrec.checkpoint.directory import remove_unfinished
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizer
 from prismrec.jobs.launch import run_locally, run_on_ray
-from prismrec.jobs.progress import shown_progress
+from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
+from prismrec.jobs.worker import find_modules_in
 from prismrec.models import spec_of
 from prismrec.tracking.run import MlflowTracker
+from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.process_group import resolve_device
+from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles, latest_run, new_run
 
 
@@ -32,7 +40,8 @@ class Result:
         metrics: test metrics by `task/metric`.
         examples_per_second: over all workers, evaluations not counted.
         steps: steps done.
-        stopped_by: signal or "patience" that ended it early, or "".
+        stopped_by: "patience" if that ended it early, or "".
+        unknown_ids: by feature, ids of training rows that no row of the table stands for.
     """
 
     files: RunFiles
@@ -41,6 +50,7 @@ class Result:
     examples_per_second: float
     steps: int
     stopped_by: str
+    unknown_ids: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `train --json` prints."""
@@ -53,7 +63,22 @@ class Result:
             "test": shown,
             "examples_per_second": self.examples_per_second,
             "directory": str(self.files.directory),
+            "unknown_ids": self.unknown_ids,
         }
+
+
+class RunStopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run left before its end because a signal asked it to; nothing was registered.
+
+    Args:
+        message: one sentence that says what is saved and how to go on.
+        exit_code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,36 +101,44 @@ class Options:
 def run_training(recipe: Recipe, options: Options) -> Result:
     """Train, evaluate, export, check and register; everything is in MLflow and the run directory.
 
+    SIGTERM and Ctrl-C save a checkpoint and leave; a second one leaves at once.
+
     Raises:
         UserError: the recipe does not fit the data or the device (before any process starts), a
             worker met bad data, or the exported copy differs from the trained model.
+        RunStopped: a signal ended the run.
     """
+    find_modules_in(str(Path.cwd()))
     recipe = _absolute(recipe)
     source = check_before_start(recipe)
     files = latest_run(recipe) if options.resume else new_run(recipe)
     if options.resume:
         recipe = _resumable(recipe, files)
-    tracker = _tracker(recipe, files)
-    files.record({"run": tracker.run_id, "data": recipe.data.path})
-    tracker.log_parameters(flatten(recipe) | {"data.fingerprint": source.fingerprint})
-    order = {
-        "directory": str(files.directory),
-        "attempt": secrets.token_hex(4),
-        "verbose": options.verbose,
-        "tracking": {"uri": tracker.uri, "run": tracker.run_id},
-    }
-    console = options.console or Console(stderr=True)
-    try:
-        with shown_progress(files.events, console, recipe.task_names):
-            (run_on_ray if options.use_ray else run_locally)(recipe, files, order)
-        if not files.outcome.exists():
-            raise UserError(f"the workers ended without an outcome; see {files.log(0).parent}")
-        outcome = json.loads(files.outcome.read_text())
-        published = publish(recipe, files, outcome, tracker)
-    except BaseException:
-        tracker.close("FAILED")
-        raise
-    tracker.close("FINISHED")
+        files.begin()
+    own = nullcontext(options.console) if options.console else console_of_stderr()
+    with (
+        own as console,
+        signals_end(),
+        library_output(files.directory / "log" / "driver.log", verbose=options.verbose),
+    ):
+        tracker = _tracker(recipe, files)
+        files.record({"run": tracker.run_id, "data": recipe.data.path})
+        tracker.log_parameters(flatten(recipe) | {"data.fingerprint": source.fingerprint})
+        order = {
+            "directory": str(files.directory),
+            "attempt": secrets.token_hex(4),
+            "verbose": options.verbose,
+            "tracking": {"uri": tracker.uri, "run": tracker.run_id},
+            "modules": str(Path.cwd()),
+        }
+        with _ended(tracker, files):
+            with (
+                shown_progress(files.events, console, recipe.task_names),
+                signals_ask(files.stop()),
+            ):
+                (run_on_ray if options.use_ray else run_locally)(recipe, files, order)
+            outcome = _outcome(files)
+            published = publish(recipe, files, outcome, tracker)
     return Result(
         files,
         published,
@@ -113,7 +146,52 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         outcome["examples_per_second"],
         outcome["steps"],
         outcome["stopped_by"],
+        outcome["unknown_ids"],
     )
+
+
+@contextmanager
+def _ended(tracker: MlflowTracker, files: RunFiles) -> Iterator[None]:
+    """End the record in MLflow according to how the block ends, and leave nothing half-written."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        remove_unfinished(files.checkpoints)
+        tracker.close("KILLED")
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        raise RunStopped(_left(files, f"ended at once by {number.name}"), 128 + number) from error
+    except RunStopped:
+        tracker.close("KILLED")
+        raise
+    except BaseException:
+        remove_unfinished(files.checkpoints)
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+
+
+def _outcome(files: RunFiles) -> dict[str, Any]:
+    """What the workers came to.
+
+    Raises:
+        RunStopped: they left because they were asked to.
+        UserError: they wrote nothing.
+    """
+    outcome = json.loads(files.outcome.read_text()) if files.outcome.exists() else None
+    names = [asked(files.stop()), outcome["stopped_by"] if outcome else ""]
+    for name in names:
+        if name in signal.Signals.__members__:
+            raise RunStopped(_left(files, f"stopped by {name}"), 128 + signal.Signals[name])
+    if outcome is None:
+        raise UserError(f"the workers ended without an outcome; see {files.log(0).parent}")
+    return outcome  # type: ignore[no-any-return]
+
+
+def _left(files: RunFiles, how: str) -> str:
+    saved = latest(files.checkpoints)
+    if saved is None:
+        return f"{how} before anything was saved; nothing is registered, start the run again"
+    return f"{how}; saved in {saved}, nothing is registered; --resume goes on from there"
 
 
 def _absolute(recipe: Recipe) -> Recipe:

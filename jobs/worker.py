@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from prismrec.config import UserError
 from prismrec.data.source import open_data
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.events import EventLog
-from prismrec.train.loop import Session, train
+from prismrec.train.interrupts import signals_ask
+from prismrec.train.loop import Outcome, Session, train
 from prismrec.train.process_group import Ranks, process_group, resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
@@ -27,14 +29,17 @@ def work(order: dict[str, Any]) -> None:
     worker group ends at once instead of meeting it again.
 
     Args:
-        order: `directory` of the run, `attempt`, `verbose`, and `tracking` (MLflow run and URI).
+        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run and URI), and
+            `modules`, the folder of the user's own models.
     """
+    find_modules_in(order["modules"])
     files = RunFiles(Path(order["directory"]))
     if files.read_error(order["attempt"]):
         return
     recipe = files.read_recipe()
     rank = int(os.environ.get("RANK", 0))
     with (
+        signals_ask(files.stop()),
         library_output(files.log(rank), verbose=order["verbose"]),
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
@@ -49,17 +54,26 @@ def work(order: dict[str, Any]) -> None:
         finally:
             tracker.close()
         if ranks.is_first:
-            files.outcome.write_text(
-                json.dumps(
-                    {
-                        "checkpoint": str(outcome.checkpoint),
-                        "steps": outcome.steps,
-                        "metrics": outcome.metrics,
-                        "examples_per_second": outcome.examples_per_second,
-                        "stopped_by": outcome.stopped_by,
-                    }
-                )
-            )
+            files.outcome.write_text(_outcome(outcome))
+
+
+def find_modules_in(directory: str) -> None:
+    """Let this process import a user's own modules from a folder; installed ones come first."""
+    if directory not in sys.path:
+        sys.path.append(directory)
+
+
+def _outcome(outcome: Outcome) -> str:
+    return json.dumps(
+        {
+            "checkpoint": str(outcome.checkpoint),
+            "steps": outcome.steps,
+            "metrics": outcome.metrics,
+            "examples_per_second": outcome.examples_per_second,
+            "stopped_by": outcome.stopped_by,
+            "unknown_ids": outcome.unknown_ids,
+        }
+    )
 
 
 def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:

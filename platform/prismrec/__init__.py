@@ -1,3 +1,36 @@
-"""prismrec trains ads and recommendation ranking models with sharded embeddings."""
+"""prismrec trains ads and recommendation ranking models with sharded embeddings.
+
+>>> import prismrec
+>>> prismrec.load.__module__
+'prismrec.config.load'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prismrec.config import ConfigError, Recipe, UserError, load
+    from prismrec.jobs.api import evaluate, predict, train
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigError": "prismrec.config",
+    "Recipe": "prismrec.config",
+    "UserError": "prismrec.config",
+    "load": "prismrec.config",
+    "evaluate": "prismrec.jobs.api",
+    "predict": "prismrec.jobs.api",
+    "train": "prismrec.jobs.api",
+}
+
+__all__ = ["ConfigError", "Recipe", "UserError", "evaluate", "load", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when they are first used: `import prismrec` loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prismrec' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

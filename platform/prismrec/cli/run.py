@@ -9,6 +9,7 @@ import typer
 
 from prismrec.cli import output
 from prismrec.cli.options import AsJson, Overrides, RecipePath, is_verbose
+from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 
 TRAIN_EXAMPLE = (
     "Example: prismrec train jobs/recipes/kuairand_me_dcnv2.toml data.path=out/kuairand --workers 2"
@@ -30,7 +31,6 @@ DataPath = Annotated[str, typer.Option("--data", help="A data set with the model
 Uri = Annotated[
     str, typer.Option("--tracking-uri", help="The MLflow server or SQLite file of the registry.")
 ]
-DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 def train(  # noqa: PLR0913 - the options of a command are its arguments
@@ -53,7 +53,7 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
 ) -> None:
     """Train a model, evaluate it, and register its inference copy."""
     from prismrec.config import load
-    from prismrec.jobs.train import Options, run_training
+    from prismrec.jobs.train import Options, RunStopped, run_training
 
     changes = [*(overrides or [])]
     if workers is not None:
@@ -61,7 +61,11 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
     if address is not None:
         changes.append(f'workers.address="{address}"')
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
-    result = run_training(load(recipe, changes), options)
+    try:
+        result = run_training(load(recipe, changes), options)
+    except RunStopped as stopped:
+        output.note(stopped.message)
+        raise typer.Exit(stopped.exit_code) from None
     if as_json:
         output.print_json(result.to_json())
     else:
@@ -130,8 +134,13 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
     rows = [[task, *(document["test"].get(f"{task}/{kind}") for kind in kinds)] for task in tasks]
     if rows:
         output.print_table(["test rows", "AUC", "GAUC", "LogLoss", "NE", "calibration"], rows)
+    for feature, count in document["unknown_ids"].items():
+        output.note(
+            f"warning: {count:,} ids of '{feature}' in the training rows were missing or outside "
+            "its table and took the unknown row"
+        )
     if stopped_by:
-        output.note(f"stopped by {stopped_by}; --resume goes on")
+        output.note(f"stopped early: no better metric for evaluate.patience evaluations")
     output.note(f"examples/s  {document['examples_per_second']:,.0f}")
     output.note(f"model       {document['model']}")
     output.note(f"run         {document['run']} in {document['directory']}")

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from prismrec.config.section import Section
 
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
 
 class DenseOptimizer(Section):
     """The optimizer of everything that is not a table."""
@@ -77,7 +79,7 @@ class CheckpointSection(Section):
 class TrackingSection(Section):
     """Where the run is recorded and under which name its model is registered."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: str = DEFAULT_TRACKING_URI
     """MLflow tracking server; a relative SQLite path is taken from the working directory."""
     experiment: str = "prismrec"
     registry_name: str | None = None

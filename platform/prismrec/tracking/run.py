@@ -83,6 +83,24 @@ class MlflowTracker:
         return tracker
 
     @classmethod
+    def resume(cls, section: TrackingSection, run_id: str) -> MlflowTracker:
+        """A run that ended too early, running again.
+
+        Raises:
+            UserError: the server does not answer, or has no such run.
+        """
+        quiet_mlflow()
+        uri = resolve_uri(section.uri)
+        try:
+            MlflowClient(uri).update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            raise UserError(
+                f"tracking.uri: run {run_id} cannot go on at {without_password(uri)} "
+                f"({without_passwords(error)}); give the URI that the run was started with"
+            ) from None
+        return cls(uri, run_id, owns_status=True)
+
+    @classmethod
     def attach(cls, uri: str, run_id: str) -> MlflowTracker:
         """A run that another process has started; `uri` is that tracker's `uri`."""
         quiet_mlflow()

@@ -96,6 +96,20 @@ def signals_ask(path: Path) -> Iterator[None]:
         asker.remove()
 
 
+@contextlib.contextmanager
+def signals_end() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, by an exception, wherever nothing else is asked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asker = SignalAsker()
+    asker.install()
+    try:
+        yield
+    finally:
+        asker.remove()
+
+
 class StopRequest:
     """Whether somebody asked the run to stop.
 

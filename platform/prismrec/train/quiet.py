@@ -15,21 +15,19 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def library_output(path: Path, *, verbose: bool) -> Iterator[None]:
-    """Collect logging, warnings and native standard error of this process in a file.
+    """Collect logging, warnings and everything printed by this process in a file.
 
     Args:
         path: the file, appended to.
-        verbose: leave everything on the terminal.
+        verbose: leave everything on the terminal, but keep standard output free for results.
     """
     if verbose:
         logging.basicConfig(level=logging.INFO, format=_FORMAT)
-        yield
+        with _redirected(2, (1,)):
+            yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with path.open("a") as file:
-        os.dup2(file.fileno(), 2)  # native code writes to the descriptor, not to sys.stderr
+    with path.open("a") as file, _redirected(file.fileno(), (1, 2)):
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
         handler = logging.StreamHandler(file)
@@ -42,6 +40,21 @@ def library_output(path: Path, *, verbose: bool) -> Iterator[None]:
         finally:
             logging.captureWarnings(False)
             root.handlers, root.level = handlers, level
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+
+
+@contextmanager
+def _redirected(target: int, descriptors: tuple[int, ...]) -> Iterator[None]:
+    """Send what is written to descriptors, by native code too, to another one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(each) for each in descriptors]
+    for each in descriptors:
+        os.dup2(target, each)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for each, before in zip(descriptors, kept, strict=True):
+            os.dup2(before, each)
+            os.close(before)

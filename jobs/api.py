@@ -1,0 +1,58 @@
+"""What the commands do, as functions: `import prismrec; prismrec.train(prismrec.load("recipe.toml"))`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prismrec.config import Recipe
+from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
+from prismrec.jobs.evaluate import evaluate_model, predict_data
+from prismrec.jobs.train import Options, Result, run_training
+
+
+def train(recipe: Recipe, *, ray: bool = True, resume: bool = False) -> Result:
+    """Train, evaluate, export, check and register, as `prismrec train` does.
+
+    Args:
+        recipe: from `prismrec.load`.
+        ray: run the workers under Ray Train; otherwise as plain processes of this machine. From a
+            script these need the usual `if __name__ == "__main__":`.
+        resume: go on with the recipe's newest run.
+
+    Raises:
+        UserError: what is wrong with recipe, data or device.
+    """
+    return run_training(recipe, Options(use_ray=ray, resume=resume))
+
+
+def evaluate(
+    model: str, data: str | Path, *, split: str = "test", tracking_uri: str = DEFAULT_URI
+) -> dict[str, Any]:
+    """Exact metrics of a model on a data set: the document of `prismrec evaluate --json`.
+
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run id, or a directory.
+        data: a data set with the model's columns and labels.
+        split: `train`, `valid` or `test` of the model's recipe, or `all`.
+        tracking_uri: where the registry is.
+    """
+    return evaluate_model(model, str(data), split, tracking_uri, _silent)
+
+
+def predict(
+    model: str, data: str | Path, out: str | Path, *, tracking_uri: str = DEFAULT_URI
+) -> dict[str, Any]:
+    """Write probabilities of every row: the document of `prismrec predict --json`.
+
+    Args:
+        model: as for `evaluate`.
+        data: a directory of Parquet files with the model's columns.
+        out: a directory that does not exist or is empty.
+        tracking_uri: where the registry is.
+    """
+    return predict_data(model, str(data), Path(out), tracking_uri, _silent)
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is shown to a program."""
