@@ -12,6 +12,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from prismrec.config import UserError
 from prismrec.config.embedding import TableOptimizer
 from prismrec.embeddings.collection import PhysicalTable
+from prismrec.embeddings.sets import TableSpec
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -38,23 +39,24 @@ PLAIN_STATE_NAMES = {"adagrad": {"sum": "accumulator"}, "sgd": {}}
 """The same for the plain optimizer that steps data_parallel tables."""
 
 
-def check_optimizer(optimizer: TableOptimizer, device: str) -> None:
-    """Refuse a table optimizer that the device lacks, or an option its kernel ignores.
+def check_optimizer(table: TableSpec, device: str) -> None:
+    """Refuse an optimizer that the device lacks for a table, or an option its kernel ignores.
 
     Raises:
         UserError: naming what the device has.
     """
     if device != "cpu":
         return
-    if optimizer.name not in _ON_CPU:
+    name = table.optimizer.name
+    if name not in _ON_CPU:
         raise UserError(
-            f"embedding.optimizer.name: '{optimizer.name}' is not supported in CPU mode; "
-            f"on CPU there are {', '.join(_ON_CPU)}"
+            f"embedding.optimizer.name: '{name}' is not supported in CPU mode (table "
+            f"'{table.name}'); on CPU there are {', '.join(_ON_CPU)}"
         )
-    if optimizer.weight_decay > 0:
+    if table.optimizer.weight_decay > 0:
         raise UserError(
-            "embedding.optimizer.weight_decay: the CPU kernels ignore weight decay; set it to 0 or "
-            "train on CUDA"
+            f"embedding.optimizer.weight_decay: the CPU kernels ignore weight decay (table "
+            f"'{table.name}'); set it to 0 or train on CUDA"
         )
 
 
@@ -66,9 +68,9 @@ def moves_absent_rows(optimizer: TableOptimizer) -> bool:
     return optimizer.name in _ADAM_LIKE or optimizer.weight_decay > 0
 
 
-def keyword_arguments(optimizer: TableOptimizer, learning_rate: float) -> dict[str, Any]:
-    """Arguments of the optimizer's class for one table."""
-    arguments: dict[str, Any] = {"lr": learning_rate}
+def keyword_arguments(optimizer: TableOptimizer) -> dict[str, Any]:
+    """Arguments of the optimizer's class."""
+    arguments: dict[str, Any] = {"lr": optimizer.learning_rate}
     if optimizer.name != "sgd":
         arguments["eps"] = optimizer.eps
     if optimizer.name in _ADAM_LIKE:
@@ -78,35 +80,35 @@ def keyword_arguments(optimizer: TableOptimizer, learning_rate: float) -> dict[s
     return arguments
 
 
-def fuse_optimizer(
-    tables: list[PhysicalTable], weights: dict[str, nn.Parameter], optimizer: TableOptimizer
-) -> None:
-    """Ask for the optimizer to be applied in backward, before the tables are sharded.
+def fuse_optimizers(tables: list[PhysicalTable], weights: dict[str, nn.Parameter]) -> None:
+    """Ask for each table's optimizer to be applied in backward, before the tables are sharded.
 
     Args:
         tables: the tables to fuse; data_parallel ones must not be among them.
         weights: unsharded parameter of each table by physical name.
-        optimizer: rule and hyper-parameters; each table brings its learning rate.
     """
     for physical in tables:
+        optimizer = physical.table.optimizer
         _apply_optimizer_in_backward(
-            _CLASSES[optimizer.name],
-            [weights[physical.name]],
-            keyword_arguments(optimizer, physical.table.learning_rate),
+            _CLASSES[optimizer.name], [weights[physical.name]], keyword_arguments(optimizer)
         )
 
 
-def plain_optimizer(
-    parameters: list[tuple[nn.Parameter, float]], optimizer: TableOptimizer
-) -> torch.optim.Optimizer:
-    """The optimizer that steps data_parallel tables by the same rule as the fused ones.
+def plain_optimizers(
+    tables: list[tuple[PhysicalTable, nn.Parameter]],
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that step data_parallel tables by the same rules as fused ones.
 
     Args:
-        parameters: each table's parameter with its learning rate.
-        optimizer: sgd or adagrad; the planner never makes other tables data_parallel.
+        tables: each table with its whole parameter; the planner makes no table data_parallel whose
+            rule has no such form.
     """
-    groups = [
-        {"params": [parameter], **keyword_arguments(optimizer, learning_rate)}
-        for parameter, learning_rate in parameters
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for physical, parameter in tables:
+        optimizer = physical.table.optimizer
+        group = {"params": [parameter], **keyword_arguments(optimizer)}
+        groups.setdefault(optimizer.name, []).append(group)
+    return [
+        _CLASSES[name](each)  # type: ignore[call-arg] # subclasses need no defaults
+        for name, each in groups.items()
     ]
-    return _CLASSES[optimizer.name](groups)  # type: ignore[call-arg] # subclasses need no defaults

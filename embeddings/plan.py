@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 
@@ -17,10 +18,12 @@ from prismrec.config import UserError
 from prismrec.config.embedding import TableOptimizer
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.optimizers import moves_absent_rows
-from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.embeddings.sets import ROW_WISE_STATE, EmbeddingSpec
+
+RESERVED = 0.15
+"""Share of a rank's memory that the planner leaves to dense weights, batches and buffers."""
 
 KINDS = ("data_parallel", "table_wise", "column_wise", "row_wise")
-ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
 
 
 class Sharder(EmbeddingBagCollectionSharder):
@@ -50,10 +53,10 @@ class Placement:
     batch_size: int
 
 
-def allowed_kinds(optimizer: TableOptimizer, data_type: str) -> dict[str, str]:
+def refused_kinds(optimizer: TableOptimizer, data_type: str) -> dict[str, str]:
     """Kinds that would change the numbers, with the reason, by kind.
 
-    >>> sorted(allowed_kinds(TableOptimizer(name="rowwise_adagrad"), "fp32"))
+    >>> sorted(refused_kinds(TableOptimizer(name="rowwise_adagrad"), "fp32"))
     ['column_wise', 'data_parallel']
     """
     refused = {}
@@ -98,7 +101,10 @@ def plan_tables(
         ddr_cap=placement.memory,
     )
     planner = EmbeddingShardingPlanner(
-        topology=topology, batch_size=placement.batch_size, constraints=constraints
+        topology=topology,
+        batch_size=placement.batch_size,
+        storage_reservation=FixedPercentageStorageReservation(RESERVED),
+        constraints=constraints,
     )
     try:
         return planner.collective_plan(model, [Sharder()], group)
@@ -113,12 +119,13 @@ def plan_tables(
 def _constraint(
     physical: PhysicalTable, spec: EmbeddingSpec, placement: Placement
 ) -> ParameterConstraints:
-    refused = allowed_kinds(spec.optimizer, spec.data_type)
+    optimizer = physical.table.optimizer
+    refused = refused_kinds(optimizer, spec.data_type)
     kind = physical.table.sharding
     if kind in refused:
         raise UserError(
             f"embedding.tables.{physical.table.name}: sharding = '{kind}' is not possible with "
-            f"{spec.optimizer.name} and {spec.data_type}: {refused[kind]}; use "
+            f"{optimizer.name} and {spec.data_type}: {refused[kind]}; use "
             + " or ".join(f"'{each}'" for each in KINDS if each not in refused)
         )
     kinds = [each for each in KINDS if each not in refused] if kind == "auto" else [kind]
@@ -133,9 +140,10 @@ def _constraint(
 def table_bytes(spec: EmbeddingSpec) -> int:
     """Bytes of all weights and optimizer states over all ranks."""
     size = 2 if spec.data_type == "fp16" else 4
-    states = {"sgd": 0, "adagrad": 1, "adam": 2, "lamb": 2}.get(spec.optimizer.name)
+    per_element = {"sgd": 0, "adagrad": 1, "adam": 2, "lamb": 2}
     total = 0
     for table in spec.tables:
+        states = per_element.get(table.optimizer.name)
         elements = table.rows * spec.packed_width
         state = elements * states if states is not None else table.rows
         total += elements * size + 4 * state

@@ -11,11 +11,20 @@ from typing import Literal
 
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature
-from prismrec.config.embedding import MAX_WIDTH, ShardingKind, TableOptimizer
+from prismrec.config.embedding import (
+    MAX_WIDTH,
+    EmbeddingSection,
+    ShardingKind,
+    TableOptimizer,
+    TableOptions,
+)
 from prismrec.data.schema import DataSchema
 
 LINEAR = "linear"
 """Name of the set that holds first-order weights: column t is the weight for task t."""
+
+ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
+"""Optimizers that keep one number per row, for all columns of a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class TableSpec:
         pooling: "sum" or "mean", one for all its features.
         layout: how its sets lie in memory.
         sharding: where its parts go; "auto" leaves it to the planner.
-        learning_rate: of its optimizer.
+        optimizer: rule and hyper-parameters of its optimizer.
     """
 
     name: str
@@ -53,7 +62,7 @@ class TableSpec:
     pooling: Literal["sum", "mean"]
     layout: Literal["packed", "separate"]
     sharding: ShardingKind
-    learning_rate: float
+    optimizer: TableOptimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,6 @@ class EmbeddingSpec:
         tables: the logical tables.
         fields: features in the order of the model's fields.
         data_type: "fp32" or "fp16" storage.
-        optimizer: rule and hyper-parameters of the tables' optimizer.
         is_weighted: whether any feature carries weights.
         seed: seed of the initial weights.
     """
@@ -74,7 +82,6 @@ class EmbeddingSpec:
     tables: tuple[TableSpec, ...]
     fields: tuple[str, ...]
     data_type: Literal["fp32", "fp16"]
-    optimizer: TableOptimizer
     is_weighted: bool = False
     seed: int = 1
 
@@ -120,6 +127,8 @@ def embedding_spec(
     if needs_linear:
         sets.append(EmbeddingSet(LINEAR, -(-len(recipe.tasks) // 4) * 4, 0.0))
     tables = _tables(recipe, schema)
+    for table in tables:
+        _check_coupling(section, table, len(sets))
     width = sum(each.dim for each in sets)
     wide = [t.name for t in tables if t.layout == "packed" and width > MAX_WIDTH]
     if wide:
@@ -132,7 +141,6 @@ def embedding_spec(
         tables=tuple(tables),
         fields=tuple(feature.name for feature in recipe.features.sparse),
         data_type=section.data_type,
-        optimizer=section.optimizer,
         is_weighted=any(feature.weights for feature in recipe.features.sparse),
         seed=recipe.seed,
     )
@@ -168,11 +176,28 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
                 pooling=poolings.pop() if poolings else "sum",
                 layout=(options and options.layout) or section.layout,
                 sharding=(options and options.sharding) or section.sharding,
-                learning_rate=(options and options.learning_rate)
-                or section.optimizer.learning_rate,
+                optimizer=_optimizer(section, options),
             )
         )
     return tables
+
+
+def _optimizer(section: EmbeddingSection, options: TableOptions | None) -> TableOptimizer:
+    """The optimizer of one table: its own or everyone's, with its own learning rate if it has one."""
+    chosen = (options and options.optimizer) or section.optimizer
+    if options is None or options.learning_rate is None:
+        return chosen
+    return chosen.model_copy(update={"learning_rate": options.learning_rate})
+
+
+def _check_coupling(section: EmbeddingSection, table: TableSpec, num_sets: int) -> None:
+    is_row_wise = table.optimizer.name in ROW_WISE_STATE
+    if is_row_wise and table.layout == "packed" and num_sets > 1 and not section.allow_coupled_sets:
+        raise UserError(
+            f"embedding.tables.{table.name}: {table.optimizer.name} keeps one accumulator per row, "
+            "which couples its packed sets; use layout = 'separate', optimizer.name = 'adagrad', "
+            "or embedding.allow_coupled_sets = true"
+        )
 
 
 def _list(features: Sequence[SparseFeature]) -> str:

@@ -217,9 +217,10 @@ def check_before_start(recipe: Recipe) -> DataSource:
     Raises:
         UserError: what is wrong.
     """
-    check_optimizer(recipe.embedding.optimizer, resolve_device(recipe.train.device))
     source = open_data(recipe.data.path)
-    spec_of(recipe, source.schema)
+    device = resolve_device(recipe.train.device)
+    for table in spec_of(recipe, source.schema).tables:
+        check_optimizer(table, device)
     return source
 
 

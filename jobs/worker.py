@@ -39,7 +39,6 @@ def work(order: dict[str, Any]) -> None:
     recipe = files.read_recipe()
     rank = int(os.environ.get("RANK", 0))
     with (
-        signals_ask(files.stop()),
         library_output(files.log(rank), verbose=order["verbose"]),
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
@@ -47,7 +46,8 @@ def work(order: dict[str, Any]) -> None:
         tracker = _tracker(order, files, ranks)
         try:
             session = Session(ranks, files, tracker, _attempt(order, ranks))
-            outcome = train(recipe, open_data(recipe.data.path), session)
+            with signals_ask(session.stop_files()[1]):
+                outcome = train(recipe, open_data(recipe.data.path), session)
         except UserError as error:
             files.write_error(order["attempt"], error)
             raise

@@ -57,12 +57,17 @@ def _sharded(spec: EmbeddingSpec) -> list[LocalShard]:
 
     bags = {name_of(key): value for key, value in holder.tables.named_parameters()}
     fused = [table for table in physical_tables(spec) if table.name not in replicated]
-    table_optimizers.fuse_optimizer(fused, bags, spec.optimizer)
+    table_optimizers.fuse_optimizers(fused, bags)
     model = DistributedModelParallel(
         holder, device=torch.device("cpu"), plan=plan, sharders=[Sharder()]
     )
-    whole = [(p, 0.1) for key, p in model.named_parameters() if name_of(key) in replicated]
-    plain = table_optimizers.plain_optimizer(whole, spec.optimizer) if whole else None
+    by_name = {each.name: each for each in physical_tables(spec)}
+    whole = [
+        (by_name[name_of(key)], p)
+        for key, p in model.named_parameters()
+        if name_of(key) in replicated
+    ]
+    plain = next(iter(table_optimizers.plain_optimizers(whole)), None)
     return access.local_shards(model, spec, rank, plain.state if plain else {})
 
 

@@ -69,15 +69,13 @@ def _train(layout: str, kind: str, optimizer: str) -> dict:
     key = lambda name: name.rpartition("embedding_bags.")[2].removesuffix(".weight")  # noqa: E731
     bags = {key(n): p for n, p in holder.tables.named_parameters()}
     tables = physical_tables(spec)
-    table_optimizers.fuse_optimizer(
-        [t for t in tables if t.name not in replicated], bags, spec.optimizer
-    )
+    table_optimizers.fuse_optimizers([t for t in tables if t.name not in replicated], bags)
     dmp = DistributedModelParallel(
         holder, device=torch.device("cpu"), plan=plan, sharders=[Sharder()]
     )
-    rates = {t.name: t.table.learning_rate for t in tables}
-    whole = [(p, rates[key(n)]) for n, p in dmp.named_parameters() if key(n) in replicated]
-    plain = table_optimizers.plain_optimizer(whole, spec.optimizer) if whole else None
+    by_name = {t.name: t for t in tables}
+    whole = [(by_name[key(n)], p) for n, p in dmp.named_parameters() if key(n) in replicated]
+    plain = next(iter(table_optimizers.plain_optimizers(whole)), None)
     states = plain.state if plain else {}
     access.initialize(access.local_shards(dmp, spec, rank, states), spec)
     views, outputs = SetViews(spec), []
@@ -114,7 +112,11 @@ CASES = [
     for layout, kind, optimizer in itertools.product(
         ("packed", "separate"), KINDS, ("sgd", "adagrad")
     )
-] + [("separate", "table_wise", "rowwise_adagrad"), ("separate", "row_wise", "rowwise_adagrad")]
+] + [
+    ("separate", "table_wise", "rowwise_adagrad"),
+    ("separate", "row_wise", "rowwise_adagrad"),
+    ("separate", "table_wise", "mixed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.embeddings.shards import LocalShard
 
 ROWS = {"user": 11, "item": 7, "tag": 5}
+MIXED = ("adagrad", "sgd", "rowwise_adagrad")
+"""One optimizer for each table."""
 SETS = (EmbeddingSet("wide", 8, 0.1), EmbeddingSet("narrow", 4, 0.2))
 
 
@@ -19,8 +21,17 @@ def make_spec(
 ) -> EmbeddingSpec:
     """Three tables, four fields (`item` and `history` share one), two sets of unequal width."""
     features = {"user": ("user",), "item": ("item", "history"), "tag": ("tag",)}
+    names = MIXED if optimizer == "mixed" else (optimizer,) * len(ROWS)
     tables = tuple(
-        TableSpec(name, rows, features[name], "sum", layout, sharding, rate * (1 + index))
+        TableSpec(
+            name,
+            rows,
+            features[name],
+            "sum",
+            layout,
+            sharding,
+            TableOptimizer(name=names[index], learning_rate=rate * (1 + index), eps=1e-8),
+        )
         for index, (name, rows) in enumerate(ROWS.items())
     )
     return EmbeddingSpec(
@@ -28,7 +39,6 @@ def make_spec(
         tables=tables,
         fields=("user", "item", "history", "tag"),
         data_type="fp32",
-        optimizer=TableOptimizer(name=optimizer, learning_rate=rate, eps=1e-8),
         seed=3,
     )
 
@@ -53,7 +63,9 @@ class PlainTables:
         self.spec = spec
         self.weights = {k: w.double().requires_grad_() for k, w in whole_tables(spec).items()}
         self.sums = {
-            k: torch.zeros(w.shape[0]) if "rowwise" in spec.optimizer.name else torch.zeros_like(w)
+            k: torch.zeros(w.shape[0])
+            if "rowwise" in self._optimizer(k).name
+            else torch.zeros_like(w)
             for k, w in self.weights.items()
         }
 
@@ -75,19 +87,20 @@ class PlainTables:
     def step(self, loss: Tensor) -> None:
         """Differentiate and update every table."""
         loss.backward()
-        eps = self.spec.optimizer.eps
         with torch.no_grad():
             for key, weight in self.weights.items():
-                rate = next(
-                    t.learning_rate for t in self.spec.tables if t.name == key.split("/")[0]
-                )
+                rule = self._optimizer(key)
+                rate, eps = rule.learning_rate, rule.eps
                 grad = weight.grad
-                if self.spec.optimizer.name == "sgd":
+                if rule.name == "sgd":
                     weight -= rate * grad
-                elif self.spec.optimizer.name == "adagrad":
+                elif rule.name == "adagrad":
                     self.sums[key] += grad**2
                     weight -= rate * grad / (self.sums[key].sqrt() + eps)
                 else:
                     self.sums[key] += (grad**2).mean(1)
                     weight -= rate * grad / (self.sums[key].sqrt()[:, None] + eps)
                 weight.grad = None
+
+    def _optimizer(self, key: str) -> TableOptimizer:
+        return next(t.optimizer for t in self.spec.tables if t.name == key.split("/")[0])

@@ -9,7 +9,8 @@ import typer
 
 from prismrec.cli import output
 from prismrec.cli.options import AsJson
-from prismrec.cli.run import DEFAULT_URI, ModelName, Uri
+from prismrec.cli.run import ModelName, Uri
+from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 
 app = typer.Typer(
     help="Versions, aliases and files of the registered models.",

@@ -140,7 +140,7 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
             "its table and took the unknown row"
         )
     if stopped_by:
-        output.note(f"stopped early: no better metric for evaluate.patience evaluations")
+        output.note("stopped early: no better metric for evaluate.patience evaluations")
     output.note(f"examples/s  {document['examples_per_second']:,.0f}")
     output.note(f"model       {document['model']}")
     output.note(f"run         {document['run']} in {document['directory']}")

@@ -68,7 +68,9 @@ class TableOptions(Section):
     sharding: ShardingKind | None = None
     """Overrides `embedding.sharding`."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Overrides `embedding.optimizer.learning_rate`."""
+    """Overrides the learning rate of the table's optimizer."""
+    optimizer: TableOptimizer | None = None
+    """Overrides `embedding.optimizer` as a whole."""
 
 
 class EmbeddingSection(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -103,8 +103,7 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
     evaluator = Evaluator(recipe, sharded, splits.frequency())
     _record_start(session, sharded, precision, total_steps)
 
-    meter = Meter(recipe, ranks, total_steps)
-    pipeline = Pipeline(sharded)
+    meter, pipeline = Meter(recipe, ranks, total_steps), Pipeline(sharded)
     stop = StopRequest(session.stop_files(), ranks)
     with signals_ask(session.stop_files()[1]), Feed(splits, state, total_steps) as feed:
         while state.step < total_steps and not state.stopped_early:
@@ -128,15 +127,26 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
 
     pipeline.close()
     saver.finish(state)
-    speed, unknown = meter.examples_per_second(), splits.unknown_ids()
-    session.log({f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}, state)
-    if stopped_by := stop.agreed():
-        return Outcome(saver.newest(), state.step, {}, speed, stopped_by, unknown)
+    seen = Outcome(
+        saver.newest(),
+        state.step,
+        {},
+        meter.examples_per_second(),
+        stop.agreed() or ("patience" if state.stopped_early else ""),
+        _unknown_ids(session, splits, state),
+    )
+    if stop.agreed():
+        return seen
     checkpoint = saver.restore_best()
     metrics = _final_report(session, evaluator, splits, state)
     write_held_out(recipe, splits, sharded, session.files.held_out)
-    patience = "patience" if state.stopped_early else ""
-    return Outcome(checkpoint, state.step, metrics, speed, patience, unknown)
+    return replace(seen, checkpoint=checkpoint, metrics=metrics)
+
+
+def _unknown_ids(session: Session, splits: Splits, state: TrainState) -> dict[str, int]:
+    counts = splits.unknown_ids()
+    session.log({f"data/unknown_ids/{name}": float(n) for name, n in counts.items()}, state)
+    return counts
 
 
 def _final_report(

@@ -83,7 +83,8 @@ def shard_model(
     Raises:
         UserError: see `check_optimizer`, `plan_tables` and `check_coverage`.
     """
-    table_optimizers.check_optimizer(recipe.embedding.optimizer, ranks.device.type)
+    for table in spec.tables:
+        table_optimizers.check_optimizer(table, ranks.device.type)
     parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
     placement = Placement(
         world_size=ranks.world_size,
@@ -98,7 +99,7 @@ def shard_model(
     replicated = data_parallel_tables(plan)
     bags = {_key(name): p for name, p in parts.model.tables.named_parameters()}
     fused = [each for each in physical_tables(spec) if each.name not in replicated]
-    table_optimizers.fuse_optimizer(fused, bags, spec.optimizer)
+    table_optimizers.fuse_optimizers(fused, bags)
     dmp = DistributedModelParallel(
         parts.model, device=ranks.device, plan=plan, sharders=[Sharder()]
     )
@@ -120,12 +121,14 @@ def shard_model(
 def _of_replicas(
     dmp: DistributedModelParallel, spec: EmbeddingSpec, replicated: set[str]
 ) -> list[torch.optim.Optimizer]:
-    """The plain optimizer of the data_parallel tables, if there are any."""
-    rates = {each.name: each.table.learning_rate for each in physical_tables(spec)}
+    """The plain optimizers of the data_parallel tables, if there are any."""
+    tables = {each.name: each for each in physical_tables(spec)}
     whole = [
-        (p, rates[_key(name)]) for name, p in dmp.named_parameters() if _key(name) in replicated
+        (tables[_key(name)], parameter)
+        for name, parameter in dmp.named_parameters()
+        if _key(name) in replicated
     ]
-    return [table_optimizers.plain_optimizer(whole, spec.optimizer)] if whole else []
+    return table_optimizers.plain_optimizers(whole)
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,49 @@
+"""What a result was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.channel import ROOT
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, versions and commit, as they belong beside every number."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    kibibytes = Path("/proc/meminfo").read_text().split()[1]
+    return {
+        "processor": facts.get("model name", platform.processor()),
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in _FLAGS if flag in facts.get("flags", "").split()],
+        "memory_gib": round(int(kibibytes) / 2**20, 1),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")

@@ -1,0 +1,206 @@
+"""`train` on two ranks against a plain program in float64: own rows, own lookup, own optimizers."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prismrec.checkpoint.reader import CheckpointReader
+from prismrec.config import Recipe
+from prismrec.data.source import open_data
+from prismrec.models import build_model, fields_of, spec_of
+from tests.helpers.runs import BATCH, LANES, ROWS, Start, Trained, make_recipe, train_on, write_rows
+from tests.helpers.tables import whole_tables
+
+STEPS = 3
+KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
+CASES: dict[str, tuple[str, ...]] = {
+    f"{layout}-{kind}": (f"embedding.layout='{layout}'", f"embedding.sharding='{kind}'")
+    for layout, kind in product(("packed", "separate"), KINDS)
+} | {
+    "deepfm": (
+        "model={name='deepfm', hidden=[8, 8], merge='gate'}",
+        "embedding.tables.item={layout='separate', sharding='row_wise', learning_rate=0.1}",
+    ),
+    "row state": (
+        "model={name='dcnv2', hidden=[8], structure='stacked'}",
+        "embedding.layout='separate'",
+        "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.05}",
+        "tasks=[{name='buy', label='buy', valid='click'}]",
+    ),
+}
+
+
+def recipe_of(data: Path, case: str) -> Recipe:
+    return make_recipe(
+        data,
+        f"train.steps={STEPS}",
+        "data.order='file'",
+        "train.optimizer={name='adam', learning_rate=0.01, eps=1e-6}",
+        *CASES[case],
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("reference") / "rows")
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path) -> dict[str, Trained]:
+    starts = [Start(recipe_of(data, case), data.parent / case) for case in CASES]
+    return dict(zip(CASES, train_on(2, starts), strict=True))
+
+
+class Reference:
+    """The same model in one piece."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.spec = spec_of(recipe, open_data(recipe.data.path).schema)
+        torch.manual_seed(recipe.seed)
+        self.model = build_model(recipe.model, fields_of(recipe, self.spec)).double()
+        self.dense = dict(self.model.named_parameters())
+        self.moments = {n: [torch.zeros_like(p), torch.zeros_like(p)] for n, p in self.dense.items()}
+        tables = whole_tables(self.spec)
+        self.tables = {key: w.double().requires_grad_() for key, w in tables.items()}
+        is_row = self.spec.optimizer.name == "rowwise_adagrad"
+        self.sums = {
+            k: torch.zeros(len(w), 1 if is_row else w.shape[1]).double()
+            for k, w in self.tables.items()
+        }
+        self.step_number = 0
+
+    def logits(self, rows: list[dict[str, Any]]) -> Tensor:
+        """(B, T)."""
+        sets = [self._embed(each.name, each.dim, rows) for each in self.spec.sets]
+        linear = None
+        if self.spec.sets[-1].name == "linear":
+            linear = sets.pop()[:, :, : len(self.recipe.tasks)]
+        numbers = [[row[name] or 0.0 for name in self.recipe.features.dense] for row in rows]
+        return self.model(sets, linear, torch.tensor(numbers, dtype=torch.float64))[0]
+
+    def step(self, rows: list[dict[str, Any]]) -> float:
+        """One step on a global batch; the loss before it."""
+        logits, total = self.logits(rows), torch.zeros((), dtype=torch.float64)
+        for t, task in enumerate(self.recipe.tasks):
+            inside = [r[task.label] is not None and (not task.valid or r[task.valid]) for r in rows]
+            labels = torch.tensor([float(r[task.label] or 0) for r in rows]).double()
+            losses = F.binary_cross_entropy_with_logits(logits[:, t], labels, reduction="none")
+            if any(inside):
+                total = total + task.weight * losses[torch.tensor(inside)].mean()
+        total.backward()
+        self.step_number += 1
+        with torch.no_grad():
+            self._step_tables()
+            self._step_dense()
+        return float(total)
+
+    def _embed(self, set_name: str, width: int, rows: list[dict[str, Any]]) -> Tensor:
+        fields = []
+        for feature in self.recipe.features.sparse:
+            table = self.tables[f"{feature.table_name}/{set_name}"]
+            fields.append(
+                torch.stack(
+                    [self._bag(table, row[feature.source], row.get(feature.weights)) for row in rows]
+                )
+            )
+        embedded = torch.stack(fields, 1)
+        assert embedded.shape[2] == width
+        return embedded
+
+    def _bag(self, table: Tensor, ids: Any, weights: Any) -> Tensor:
+        unknown, total = len(table) - 1, table.new_zeros(table.shape[1])
+        if not isinstance(ids, list):
+            ids = [ids] if weights is None and not isinstance(ids, list) else []
+        for index, each in enumerate(ids):
+            known = each is not None and 0 <= each < unknown
+            total = total + table[each if known else unknown] * (weights[index] if weights else 1)
+        return total
+
+    def _step_tables(self) -> None:
+        rates = {table.name: table.learning_rate for table in self.spec.tables}
+        for key, weight in self.tables.items():
+            assert weight.grad is not None
+            square = weight.grad.square()
+            self.sums[key] += square if self.sums[key].shape[1] > 1 else square.mean(1, True)
+            divisor = self.sums[key].sqrt() + self.spec.optimizer.eps
+            weight -= rates[key.split("/")[0]] * weight.grad / divisor
+            weight.grad = None
+
+    def _step_dense(self) -> None:
+        chosen, t = self.recipe.train.optimizer, self.step_number
+        for name, weight in self.dense.items():
+            assert weight.grad is not None
+            first, second = self.moments[name]
+            first.mul_(chosen.beta1).add_((1 - chosen.beta1) * weight.grad)
+            second.mul_(chosen.beta2).add_((1 - chosen.beta2) * weight.grad.square())
+            mean, square = first / (1 - chosen.beta1**t), second / (1 - chosen.beta2**t)
+            weight -= chosen.learning_rate * mean / (square.sqrt() + chosen.eps)
+            weight.grad = None
+
+
+def rows_of_step(data: Path, step: int) -> list[dict[str, Any]]:
+    """Rows that the recipe's order gives to a step: as many from the front of each quarter."""
+    rows = pq.read_table(data / "0-train.parquet").to_pylist()
+    size, more = divmod(ROWS["train"], LANES)
+    starts = [lane * size + min(lane, more) for lane in range(LANES)]
+    each = BATCH // LANES
+    return [row for start in starts for row in rows[start + step * each :][:each]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_what_the_plain_program_trains(
+    data: Path, runs: dict[str, Trained], case: str
+) -> None:
+    run, reference = runs[case], Reference(recipe_of(data, case))
+    losses = [reference.step(rows_of_step(data, step)) for step in range(STEPS)]
+    torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    with CheckpointReader(run.checkpoint) as checkpoint:
+        for key, expected in reference.tables.items():
+            table, set_name = key.split("/")
+            _close(checkpoint.table(table, set_name), expected, key)
+            state = checkpoint.table(table, set_name, "accumulator")
+            _close(state.view(reference.sums[key].shape), reference.sums[key], key, atol=1e-8)
+        weights, moments = checkpoint.dense(), checkpoint.dense("dense_optimizer")
+        for name, parameter in reference.dense.items():
+            _close(weights[f"model.{name}"], parameter, name)
+            for state, expected in zip(
+                ("exp_avg", "exp_avg_sq"), reference.moments[name], strict=True
+            ):
+                _close(moments[f"model.{name}/{state}"], expected, f"{name}/{state}", atol=1e-8)
+            assert moments[f"model.{name}/step"] == STEPS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_predict_what_the_plain_program_predicts(
+    data: Path, runs: dict[str, Trained], case: str
+) -> None:
+    reference = Reference(recipe_of(data, case))
+    for step in range(STEPS):
+        reference.step(rows_of_step(data, step))
+    held_out: pa.Table = pq.read_table(data.parent / case / "held_out.parquet")
+    assert held_out.num_rows == 32
+    tasks = reference.recipe.task_names
+    ours = torch.tensor([held_out.column(f"__logit_{task}").to_pylist() for task in tasks]).T
+    expected = reference.logits(held_out.to_pylist()).detach()
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+def _close(ours: Tensor, expected: Tensor, name: str, atol: float = 2e-6) -> None:
+    torch.testing.assert_close(
+        ours.double(),
+        expected.detach(),
+        rtol=1e-4,
+        atol=atol,
+        msg=lambda text: f"{name}: {text}",
+    )
