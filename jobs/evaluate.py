@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def evaluate_model(
             grouped=recipe.features.group is not None,
         )
         start, done = time.perf_counter(), 0
-        for table in _tables(recipe, source, split, inference.columns):
+        for table in split_tables(recipe, source, split, inference.columns):
             if table.num_rows:
                 _update(evaluation, recipe, inference, table)
             done += table.num_rows
@@ -145,9 +145,14 @@ def predict_data(model: str, data: str, out: Path, uri: str, progress: Progress)
     return {"model": opened.name, "rows": rows, "out": str(out), "unknown_ids": unknown}
 
 
-def _tables(
+def split_tables(
     recipe: Recipe, source: DataSource, split: str, features: Iterable[str]
 ) -> Iterator[pa.Table]:
+    """The rows of a split with features, labels, group and domain, a row group at a time.
+
+    Raises:
+        UserError: the recipe has no such split, or a column is missing.
+    """
     if split not in SPLITS:
         raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")
     conditions = () if split == "all" else getattr(recipe.data.splits, split)
@@ -164,8 +169,7 @@ def _update(
 ) -> None:
     columns = {name: table.column(name).combine_chunks() for name in inference.columns}
     logits = inference.predict_logits(columns)
-    pairs = [_label(table, task) for task in recipe.tasks]
-    labels, valid = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+    labels, valid = labelled(table, recipe.tasks)
     group, domain = recipe.features.group, recipe.features.domain
     evaluation.update(
         logits,
@@ -175,6 +179,13 @@ def _update(
         _integers(table, group),
         {"domain": _integers(table, domain)} if domain else {},
     )
+
+
+def labelled(table: pa.Table, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
+    """Labels and validity of the tasks, (B, T) each."""
+    pairs = [_label(table, task) for task in tasks]
+    labels, valid = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+    return labels, valid
 
 
 def _label(table: pa.Table, task: Task) -> tuple[Tensor, Tensor]:

@@ -79,19 +79,34 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="Rows to take: train, valid, test, or all.")
     ] = "test",
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="A second model: the AUC difference, with interval."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Exact metrics of a model on a data set, per task and per slice."""
+    from prismrec.jobs.compare import compare_models
     from prismrec.jobs.evaluate import evaluate_model
 
     with output.progress("evaluating", "rows") as progress:
         document = evaluate_model(model, data, split, uri, progress)
+    if against is not None:
+        with output.progress("comparing", "rows") as progress:
+            compared = compare_models(model, against, data, split, uri, progress)
+        document["against"] = {"model": against, **compared}
     if as_json:
         output.print_json(document)
         return
     output.print_table(["metric", "value"], list(document["test"].items()), title=document["model"])
     if document["slices"]:
         output.print_table(["slice", "value"], list(document["slices"].items()))
+    if against is not None:
+        columns = ["auc", "rival_auc", "difference", "low", "high"]
+        rows = [[task, *(values[c] for c in columns)] for task, values in compared.items()]
+        output.print_table(
+            ["task", "AUC", f"AUC of {against}", "difference", "95 % from", "to"], rows
+        )
 
 
 def predict(
