@@ -13,12 +13,10 @@ from prismrec.data.world_truth import best_auc
 from prismrec.jobs.evaluate import predict_data
 from prismrec.jobs.train import Options, run_training
 
-ROWS, DAYS, SEED = 200_000, 7, 1
+DAYS, SEED = 7, 1
 
 
-def run_demo(
-    progress: Callable[[int, int], None], *, verbose: bool, rows: int = ROWS
-) -> dict[str, Any]:
+def run_demo(progress: Callable[[int, int], None], *, verbose: bool, rows: int) -> dict[str, Any]:
     """Make the synthetic world, train on two workers, register, load back and predict.
 
     Args:

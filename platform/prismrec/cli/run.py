@@ -127,12 +127,16 @@ def predict(
         output.note(f"{document['rows']:,} rows into {out}")
 
 
-def demo(context: typer.Context, as_json: AsJson = False) -> None:
+def demo(
+    context: typer.Context,
+    rows: Annotated[int, typer.Option("--rows", help="Size of the world.", min=5_000)] = 200_000,
+    as_json: AsJson = False,
+) -> None:
     """Make the synthetic world, train on it, register the model, load it back and predict."""
     from prismrec.jobs.demo import run_demo
 
     with output.progress("making the world", "rows") as progress:
-        document = run_demo(progress, verbose=is_verbose(context))
+        document = run_demo(progress, verbose=is_verbose(context), rows=rows)
     if as_json:
         output.print_json(document)
         return
