@@ -1,6 +1,6 @@
 """How fast rows reach a batch, beside a plain Arrow scan of the same columns.
 
-python benchmarks/ingest.py --rows 3_200_000 --directory out/bench/ingest
+python benchmarks/ingest.py --rows 6_400_000 --directory out/bench/ingest
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def _ray(directory: Path) -> int:
     return rows
 
 
-def run(rows: int, directory: Path, repeats: int = 7, with_ray: bool = False) -> list[dict[str, Any]]:
+def run(
+    rows: int, directory: Path, repeats: int = 7, with_ray: bool = False
+) -> list[dict[str, Any]]:
     """Rows per second of every way to read, as medians of alternating runs.
 
     Args:
@@ -164,7 +166,7 @@ def _rate(way: Callable[[], int], rows: int) -> float:
 def main() -> None:
     """Measure, print a table, and write JSON where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=3_200_000)
+    parser.add_argument("--rows", type=int, default=6_400_000)
     parser.add_argument("--directory", type=Path, default=Path("out/bench/ingest"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--ray", action="store_true", help="also ray.data.iter_torch_batches")

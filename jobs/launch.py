@@ -14,7 +14,7 @@ from typing import Any
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import Recipe, UserError
 from prismrec.jobs.worker import work
-from prismrec.train.interrupts import SignalAsker
+from prismrec.train.interrupts import take_signals
 from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles
 
@@ -47,26 +47,38 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
             torch_config=_torch_config("cpu:gloo,cuda:nccl" if is_gpu else "gloo"),
         )
 
-        def is_mistake() -> bool:
-            return bool(files.read_error(order["attempt"]))
+        def is_over() -> bool:
+            # Ray would take seconds to see the end, and restart the workers after a mistake of the
+            # user's, only for them to meet it again.
+            return files.outcome.exists() or bool(files.read_error(order["attempt"]))
 
         try:
-            # A restart of the workers would only meet the user's mistake again.
-            _attend(trainer.fit, is_mistake)
+            _attend(trainer.fit, is_over)
         except Exception as error:
             raise _explained(error, files, order) from error
     _raise_user_error(files, order)
 
 
-def run_locally(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
+def run_locally(
+    recipe: Recipe,
+    files: RunFiles,
+    order: dict[str, Any],
+    task: Callable[[dict[str, Any]], None] = work,
+) -> None:
     """Run the workers as processes of this machine, without Ray; one worker runs in this process.
+
+    Args:
+        recipe: for the number of workers.
+        files: the run's directory.
+        order: what every worker is told.
+        task: what a worker does with it; a function that can be imported.
 
     Raises:
         UserError: what a worker said was wrong, or that one died.
     """
     count = recipe.workers.count
     if count == 1:
-        work(order)
+        task(order)
         return
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -81,7 +93,7 @@ def run_locally(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
     )
     others = set(multiprocessing.active_children())
     try:
-        _attend(lambda: elastic_launch(config, work)(order), lambda: False)
+        _attend(lambda: elastic_launch(config, task)(order), lambda: False)
     except ChildFailedError as error:
         raise _explained(error, files, order) from error
     except BaseException:
@@ -112,7 +124,8 @@ def _torch_config(backend: str) -> Any:
     """Ray's set-up of the process group, with workers that take signals.
 
     Training runs on a thread of a worker, and only the main thread, which carries out what the
-    set-up wants done, may say how signals are handled.
+    set-up wants done, may say how signals are handled. The classes are made here because Ray sends
+    such by value: its controller starts seconds earlier without what this module imports.
     """
     from ray.train.torch import TorchConfig
 
@@ -122,15 +135,11 @@ def _torch_config(backend: str) -> Any:
             class SignalBackend(super().backend_cls):  # type: ignore[misc]
                 def on_start(self, worker_group: Any, backend_config: Any) -> None:
                     super().on_start(worker_group, backend_config)
-                    worker_group.execute(_take_signals)
+                    worker_group.execute(take_signals)
 
             return SignalBackend
 
     return SignalConfig(backend=backend)
-
-
-def _take_signals() -> None:
-    SignalAsker().install()
 
 
 def _explained(error: Exception, files: RunFiles, order: dict[str, Any]) -> Exception:

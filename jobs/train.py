@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
 from prismrec.jobs.worker import find_modules_in
 from prismrec.models import spec_of
+from prismrec.serving.redact import without_password
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.process_group import resolve_device
@@ -42,6 +42,7 @@ class Result:
         steps: steps done.
         stopped_by: "patience" if that ended it early, or "".
         unknown_ids: by feature, ids of training rows that no row of the table stands for.
+        tracking: URI of the tracking server, without a password.
     """
 
     files: RunFiles
@@ -51,6 +52,7 @@ class Result:
     steps: int
     stopped_by: str
     unknown_ids: dict[str, int]
+    tracking: str
 
     def to_json(self) -> dict[str, Any]:
         """The document that `train --json` prints."""
@@ -64,6 +66,7 @@ class Result:
             "examples_per_second": self.examples_per_second,
             "directory": str(self.files.directory),
             "unknown_ids": self.unknown_ids,
+            "tracking": self.tracking,
         }
 
 
@@ -147,6 +150,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         outcome["steps"],
         outcome["stopped_by"],
         outcome["unknown_ids"],
+        without_password(tracker.uri),
     )
 
 
@@ -177,14 +181,14 @@ def _outcome(files: RunFiles) -> dict[str, Any]:
         RunStopped: they left because they were asked to.
         UserError: they wrote nothing.
     """
-    outcome = json.loads(files.outcome.read_text()) if files.outcome.exists() else None
+    outcome = files.read_outcome()
     names = [asked(files.stop()), outcome["stopped_by"] if outcome else ""]
     for name in names:
         if name in signal.Signals.__members__:
             raise RunStopped(_left(files, f"stopped by {name}"), 128 + signal.Signals[name])
     if outcome is None:
         raise UserError(f"the workers ended without an outcome; see {files.log(0).parent}")
-    return outcome  # type: ignore[no-any-return]
+    return outcome
 
 
 def _left(files: RunFiles, how: str) -> str:

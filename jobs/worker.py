@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from prismrec.config import UserError
 from prismrec.data.source import open_data
-from prismrec.tracking.run import MlflowTracker
 from prismrec.train.events import EventLog
 from prismrec.train.interrupts import signals_ask
 from prismrec.train.loop import Outcome, Session, train
@@ -54,7 +52,7 @@ def work(order: dict[str, Any]) -> None:
         finally:
             tracker.close()
         if ranks.is_first:
-            files.outcome.write_text(_outcome(outcome))
+            files.write_outcome(_outcome(outcome))
 
 
 def find_modules_in(directory: str) -> None:
@@ -63,17 +61,15 @@ def find_modules_in(directory: str) -> None:
         sys.path.append(directory)
 
 
-def _outcome(outcome: Outcome) -> str:
-    return json.dumps(
-        {
-            "checkpoint": str(outcome.checkpoint),
-            "steps": outcome.steps,
-            "metrics": outcome.metrics,
-            "examples_per_second": outcome.examples_per_second,
-            "stopped_by": outcome.stopped_by,
-            "unknown_ids": outcome.unknown_ids,
-        }
-    )
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "checkpoint": str(outcome.checkpoint),
+        "steps": outcome.steps,
+        "metrics": outcome.metrics,
+        "examples_per_second": outcome.examples_per_second,
+        "stopped_by": outcome.stopped_by,
+        "unknown_ids": outcome.unknown_ids,
+    }
 
 
 def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
@@ -81,6 +77,8 @@ def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
         return Trackers([])
     trackers: list[Tracker] = [EventLog(files.events)]
     if order["tracking"]:
+        from prismrec.tracking.run import MlflowTracker  # a second of imports that one rank needs
+
         trackers.append(MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"]))
     return Trackers(trackers)
 

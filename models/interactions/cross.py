@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from prismrec.models.interactions.base import Interaction, flatten
 from prismrec.models.layers import Linear, stacked_shape
+
+
+class _Cross(torch.autograd.Function):
+    """`x_0 * u + x`; the gradients take one product each where those of `addcmul` take two."""
+
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor, u: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x0, u)
+        return torch.addcmul(x, x0, u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x0, u = ctx.saved_tensors
+        return grad * u, (grad * x0).to(u.dtype), grad
+
+
+def _cross(x0: Tensor, u: Tensor, x: Tensor) -> Tensor:
+    """`x_0 * u + x` for three tensors of one shape."""
+    crossed: Tensor = _Cross.apply(x0, u, x)  # type: ignore[no-untyped-call]
+    return crossed
 
 
 class CrossV1(Interaction):
@@ -88,7 +111,7 @@ class CrossV2(Interaction):
         """Map ([M,] B, N, K) to ([M,] B, N * K)."""
         x0 = x = flatten(X)
         for layer in self.layers:
-            x = torch.addcmul(x, x0, layer(x))
+            x = _cross(x0, layer(x), x)
         return x
 
 

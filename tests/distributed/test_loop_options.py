@@ -50,15 +50,22 @@ CASES: dict[str, tuple[str, ...]] = {
         "train.optimizer.learning_rate=1e-30",
         "embedding.optimizer.learning_rate=1e-30",
     ),
-    "overfitted": (LENGTH(14), *EVALUATED, "embedding.optimizer.learning_rate=0.6"),
+    "overfitted": (
+        LENGTH(14),
+        *EVALUATED,
+        "embedding.optimizer.learning_rate=0.6",
+        "checkpoint.keep_best=true",
+    ),
     "overfitted, last": (
         LENGTH(14),
         *EVALUATED,
         "embedding.optimizer.learning_rate=0.6",
-        "checkpoint.keep_best=false",
     ),
     "sliced": (LENGTH(2), "features.domain='tab'", "evaluate.frequency_of='item'"),
-    "two epochs": ("train={device='cpu', precision='fp32', epochs=2}",),
+    "two epochs": (
+        "train={device='cpu', precision='fp32', epochs=2}",
+        "evaluate={bootstrap=0}",
+    ),
     "no split": (LENGTH(2), "data.splits={train=['fold == 0']}"),
     "interval": (LENGTH(2), "evaluate.bootstrap=50"),
 }
@@ -142,9 +149,7 @@ def test_the_average_of_the_dense_weights_is_what_is_evaluated(
     run, plain = runs["averaged"], runs["plain"]
     assert run.losses == plain.losses
     average = {
-        name: w
-        for name, w in first_weights(data).items()
-        if name in dense_at(run, 3, "ema")
+        name: w for name, w in first_weights(data).items() if name in dense_at(run, 3, "ema")
     }
     assert average
     for step in (1, 2, 3):
@@ -192,10 +197,15 @@ def test_the_best_checkpoint_is_tested_and_returned(data: Path, runs: dict[str, 
     assert read_manifest(run.checkpoint).metric == -by_step[best]
     assert last.checkpoint.name == "step-00000014"
     assert last.log["valid/click/logloss"] == by_step
-    changes = (*CASES["overfitted"], LENGTH(best))
+    changes = (*CASES["overfitted, last"], LENGTH(best))
     (stopped,) = alone([Start(make_recipe(data, *changes), data.parent / "stopped")])
     assert stopped.metrics["click/logloss"] == run.metrics["click/logloss"]
     assert last.metrics["click/logloss"] != run.metrics["click/logloss"]
+
+
+def test_the_last_step_is_evaluated_whatever_the_cadence(runs: dict[str, Trained]) -> None:
+    assert list(runs["plain"].log["valid/click/auc"]) == [3]
+    assert list(runs["two epochs"].log["valid/click/auc"]) == [21, 42]
 
 
 def test_metrics_of_slices_by_domain_and_by_frequency(data: Path, runs: dict[str, Trained]) -> None:

@@ -68,6 +68,7 @@ RECIPE: dict[str, Any] = {
     "tasks": [{"name": "click", "label": "click"}, {"name": "buy", "label": "buy", "weight": 0.5}],
     "train": {"device": "cpu", "precision": "fp32", "log_every": 1, "epochs": 2, "steps": 20},
     "evaluate": {"bootstrap": 0, "every_steps": 1000},
+    "checkpoint": {"keep_best": False},
 }
 """The recipe of these tests; each says what it changes as `section.key=value`."""
 

@@ -19,7 +19,7 @@ from prismrec.data.world import write_world
 
 PROGRAM = str(Path(sys.executable).with_name("prismrec"))
 DEADLINE_S = 150
-ROWS, DAYS = 6_000, 6
+ROWS, DAYS = 4_000, 6
 
 RECIPE = """
 name = "small"
@@ -28,7 +28,7 @@ out = "{here}/runs"
 tasks = [{{ name = "like", label = "like" }}]
 [data]
 path = "{data}"
-global_batch_size = 32
+global_batch_size = 64
 lanes = 4
 [data.splits]
 train = ["day <= 3"]

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import prismrec
-from prismrec.cli import config, data, doctor, models, output, run
+from prismrec.cli import bench, config, data, doctor, models, output, run
 from prismrec.config.errors import UserError
 
 
@@ -45,6 +45,8 @@ app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.add_typer(models.app, name="models")
+app.command("profile", epilog=bench.PROFILE_EXAMPLE)(bench.profile)
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

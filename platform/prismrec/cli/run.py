@@ -164,5 +164,5 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
     output.note(f"model       {document['model']}")
     output.note(f"run         {document['run']} in {document['directory']}")
     output.note(
-        f"look at it  mlflow ui --backend-store-uri {document.get('tracking', DEFAULT_URI)}"
+        f"look at it  mlflow ui --backend-store-uri {document['tracking']}"
     )

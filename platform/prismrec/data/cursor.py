@@ -103,7 +103,7 @@ class Cursor:
             rows, first = self._gathered(pieces, start, stop), 0
         if self._room is None:
             self._room = rows.room(shuffle.rows)
-        mixed = rows.take(first, order, self._room)
+        mixed = rows.take(first, order, self._room, self._groups.helper)
         if stop == self.stream.ends[pieces[-1]]:
             self._let_go()
         self._window = start, stop, mixed

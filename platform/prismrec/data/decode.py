@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from prismrec.config import UserError
@@ -21,6 +22,22 @@ NO_KEY = -1
 """Stands for a missing domain, group or time."""
 
 _ROW = "__row"
+_ONE_BATCH = 2**31 - 1
+"""More rows than a row group has: its columns come in one chunk, which numpy can view."""
+_DECAY_MS = 20_000
+
+
+@cache
+def _decode_pool() -> pa.MemoryPool:
+    """Memory of decoded columns, kept for the next row group instead of given back at once.
+
+    Arrow's default pool returns it within milliseconds, and clearing new pages then costs as much as
+    decoding does.
+    """
+    if "jemalloc" not in pa.supported_memory_backends():
+        return pa.default_memory_pool()
+    pa.jemalloc_set_decay_ms(_DECAY_MS)
+    return pa.jemalloc_memory_pool()
 
 
 @dataclass(frozen=True)
@@ -82,10 +99,16 @@ class Decoder:
         wanted = names | self.rows.columns if partial else names
         constants = source.files[file].constants
         try:
-            with pq.ParquetFile(source.file_path(file), filesystem=source.filesystem) as parquet:
-                table = parquet.read_row_group(
-                    int(source.group_index[group]), columns=sorted(wanted - constants.keys())
-                )
+            fragment = ds.ParquetFileFormat().make_fragment(
+                source.file_path(file),
+                source.filesystem,
+                row_groups=[int(source.group_index[group])],
+            )
+            table = fragment.to_table(
+                columns=sorted(wanted - constants.keys()),
+                batch_size=_ONE_BATCH,
+                memory_pool=_decode_pool(),
+            )
         except (pa.ArrowException, OSError) as error:
             raise unreadable(where, error) from None
         for name in sorted(wanted & constants.keys()):
@@ -136,7 +159,7 @@ def _ints(array: pa.Array, missing: int) -> Ints:
 
 
 def _floats(array: pa.Array) -> Floats:
-    """float32 with NaN for null; a strided constant costs nothing."""
+    """float32 with NaN for null."""
     if array.type != pa.float32():
         array = array.cast(pa.float32(), safe=False)
     if array.null_count:

@@ -8,6 +8,9 @@ from types import TracebackType
 
 from prismrec.data.rows import Rows
 
+_THREADS = 2
+"""Row groups decoded at a time; Arrow shares the columns of each out to all cores."""
+
 
 class DecodedGroups:
     """Decoded row groups that some lane is reading, and some that are decoded ahead.
@@ -28,7 +31,9 @@ class DecodedGroups:
         self._users: dict[int, int] = {}
         self._ahead: dict[int, Future[Rows]] = {}
         self._room: Rows | None = None
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prismrec-decode")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prismrec-decode")
+        self.helper = ThreadPoolExecutor(1, thread_name_prefix="prismrec-gather")
+        """Gathers columns while the caller gathers others."""
         self.peak = 0
         """Most row groups that were in memory at a time, those decoded ahead included."""
 
@@ -42,6 +47,7 @@ class DecodedGroups:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.helper.shutdown(wait=True, cancel_futures=True)
 
     def __contains__(self, group: int) -> bool:
         """Whether a row group is decoded or being decoded."""

@@ -25,6 +25,10 @@ from prismrec.data.source import DataSource
 _CHUNK_ROWS = 8192
 """Rows of a lane that are copied at a time: long enough for numpy, short enough for the cache."""
 
+_AHEAD = 4
+"""Row groups decoded before they are needed, where `data.open_lanes` leaves room: lanes of equal
+size tend to need their next row group in the same step."""
+
 
 class Reader:
     """Reads one split for one rank.
@@ -60,7 +64,7 @@ class Reader:
         self._kind = recipe.data.order if training else "file"
         self.lanes = self._cut_lanes(split)
         """The lanes of the split, those of other ranks included."""
-        self._owned = self.lanes.owned(share)
+        self._owned = self._own(share)
         check_labels(source, rows, self._counts, self.columns.labels)
         dealt = self.lanes.dealt
         time = self.columns.time if dealt else None
@@ -143,6 +147,15 @@ class Reader:
             )
         return Lanes(num_rows, lanes, self._data.global_batch_size // lanes, self._kind == "time")
 
+    def _own(self, share: Share) -> range:
+        owned = self.lanes.owned(share)
+        if len(owned) > self._data.open_lanes and not self.lanes.dealt:
+            raise UserError(
+                f"data.open_lanes: a rank of {share.world_size} owns {len(owned)} lanes and may hold "
+                f"only {self._data.open_lanes} row groups; use more ranks or raise data.open_lanes"
+            )
+        return owned
+
     def _stream(self, epoch: int, lane: int) -> Stream:
         shuffle = None
         if self._kind == "shuffle":
@@ -166,7 +179,7 @@ class Reader:
         left = self.lanes.steps(offsets)
         per_block = max(1, _CHUNK_ROWS // self.lanes.step_rows)
         held = 1 if self.lanes.dealt else len(self._owned)
-        in_advance = min(held, self._data.open_lanes + 1 - held)
+        in_advance = min(_AHEAD, self._data.open_lanes + 1 - held)
         with DecodedGroups(self._decoder.decode, held, in_advance) as groups:
             cursors = self._cursors(epoch, offsets, groups)
             while left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,12 +80,17 @@ class Rows:
         for column, into in zip(self._columns, room._columns, strict=True):
             into[at:end] = column[start:stop]
 
-    def take(self, first: int, index: Ints, room: Rows) -> Rows:
-        """The rows `first + index`, in the order of `index`, in the memory of `room`."""
+    def take(self, first: int, index: Ints, room: Rows, helper: Executor) -> Rows:
+        """The rows `first + index`, in the order of `index`, in the memory of `room`.
+
+        `index` is a permutation of 0..n-1; `helper` gathers half of the columns meanwhile.
+        """
         taken = room.top(len(index), tuple(bag.take(first + index) for bag in self.bags))
-        last = first + int(index.max())
-        _gather(self.ints, taken.ints, (first, last + 1), index)
-        _gather(self.floats, taken.floats, (first, last + 1), index)
+        span = first, first + len(index)
+        pairs = list(zip(self._columns, taken._columns, strict=True))
+        half = helper.submit(_gather, pairs[::2], span, index)
+        _gather(pairs[1::2], span, index)
+        half.result()
         return taken
 
     def top(self, num_rows: int, bags: tuple[Bag, ...]) -> Rows:
@@ -106,20 +112,17 @@ class Rows:
         return (*self.ints, *self.floats)
 
 
-def _gather(
-    columns: Sequence[NDArray], rooms: Sequence[NDArray], span: tuple[int, int], index: Ints
-) -> None:
-    """`columns[span][index]` into `rooms`.
+def _gather(pairs: Sequence[tuple[NDArray, NDArray]], span: tuple[int, int], index: Ints) -> None:
+    """`column[span][index]` into the second of each pair.
 
     Reading in order into a scratch first keeps the random reads in the cache: 1 ns a value
     instead of 3.
     """
-    scratch: NDArray | None = None
-    for column, room in zip(columns, rooms, strict=True):
-        if scratch is None:
-            scratch = np.empty(span[1] - span[0], column.dtype)
-        scratch[:] = column[span[0] : span[1]]
-        np.take(scratch, index, out=room, mode="clip")  # "raise" gathers into memory of its own
+    scratch = np.empty(span[1] - span[0], np.int64)
+    for column, room in pairs:
+        here = scratch.view(column.dtype)[: len(scratch)]
+        here[:] = column[span[0] : span[1]]
+        np.take(here, index, out=room, mode="clip")  # "raise" gathers into memory of its own
 
 
 def join(bags: Sequence[Bag]) -> Bag:

@@ -57,9 +57,9 @@ class Splits:
         return split in self._others
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether the validation rows are due after this step."""
+        """Whether the validation rows are due after this step; after the last one they always are."""
         every = self._recipe.evaluate.every_steps or self.train.num_steps
-        return self.has("valid") and step % every == 0
+        return self.has("valid") and (step % every == 0 or step == self.total_steps())
 
     def total_steps(self) -> int:
         """Steps of the whole run."""

@@ -56,6 +56,11 @@ class SignalAsker:
             signal.signal(number, handler)
 
 
+def take_signals() -> None:
+    """Have the main thread of this process, which calls this, take signals for `signals_ask`."""
+    SignalAsker().install()
+
+
 def ask(path: Path, number: signal.Signals) -> None:
     """Write a request; one that is there already stays as it is."""
     with contextlib.suppress(FileExistsError), path.open("x") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def dense_optimizer(
     spared = [p for p in parameters.values() if p.dim() <= 1]
     arguments: dict[str, Any] = {"lr": section.learning_rate}
     if section.name in ("adam", "adamw"):
-        arguments |= {"betas": (section.beta1, section.beta2), "eps": section.eps}
+        arguments |= {"betas": (section.beta1, section.beta2), "eps": section.eps, "fused": True}
     if section.name == "adagrad":
         arguments["eps"] = section.eps
     groups = [
@@ -151,15 +152,18 @@ def check_coverage(
     Raises:
         UserError: naming the parameters that would never move, or move twice.
     """
-    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    held = Counter(
+        id(p) for each in optimizers for group in each.param_groups for p in group["params"]
+    )
     fused = {key.rpartition("embedding_bags.")[2] for key in model.fused_optimizer.params}
     wrong = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.numel():
             continue
         is_fused = "embedding_bags." in name and name.rpartition("embedding_bags.")[2] in fused
-        if is_fused == (id(parameter) in held):
-            wrong.append(f"{name} ({'two optimizers' if is_fused else 'no optimizer'})")
+        count = held[id(parameter)] + is_fused
+        if count != 1:
+            wrong.append(f"{name} ({'two optimizers' if count else 'no optimizer'})")
     if wrong:
         raise UserError("these parameters would not train as asked: " + ", ".join(wrong))
 

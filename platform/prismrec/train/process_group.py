@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
+from prismrec.train.memory import reuse_freed_memory
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -79,6 +81,8 @@ def process_group(device: str, timeout_s: float = 1800) -> Iterator[Ranks]:
     place = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    else:
+        reuse_freed_memory()
     is_ours = not dist.is_initialized()
     with TemporaryDirectory() as directory:
         if is_ours:

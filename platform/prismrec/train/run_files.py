@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +68,14 @@ class RunFiles:
         for path in (self.outcome, *self.directory.glob("stop*"), *self.directory.glob("error-*")):
             path.unlink(missing_ok=True)
 
+    def write_outcome(self, outcome: Mapping[str, Any]) -> None:
+        """Put down what the training came to; whoever sees the file sees all of it."""
+        _write_whole(self.outcome, json.dumps(dict(outcome)))
+
+    def read_outcome(self) -> dict[str, Any] | None:
+        """What the training came to, None before its end."""
+        return json.loads(self.outcome.read_text()) if self.outcome.exists() else None
+
     def write_plan(self, plan: list[dict[str, Any]]) -> None:
         """Put down where the tables are."""
         self.plan.write_text(json.dumps(plan, indent=1) + "\n")
@@ -91,8 +99,8 @@ class RunFiles:
 
     def write_error(self, attempt: str, error: UserError) -> None:
         """Put down a mistake of the user that ends the run, whichever rank met it first."""
-        with contextlib.suppress(FileExistsError), self._error(attempt).open("x") as file:
-            file.write(error.message)
+        if not self._error(attempt).exists():
+            _write_whole(self._error(attempt), error.message)
 
     def read_error(self, attempt: str) -> str:
         """The mistake that ended this start of the run, or an empty text."""
@@ -113,10 +121,7 @@ class RunFiles:
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Add to those facts."""
-        path = self.directory / "run.json"
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.facts() | dict(facts), indent=1))
-        scratch.replace(path)
+        _write_whole(self.directory / "run.json", json.dumps(self.facts() | dict(facts), indent=1))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Put down the resolved recipe."""
@@ -131,6 +136,13 @@ class RunFiles:
         if not self.recipe.exists():
             raise UserError(f"{self.directory}: not a run directory (it has no {self.recipe.name})")
         return from_dict(json.loads(self.recipe.read_text()), source=str(self.recipe))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that nobody ever sees half of."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
 
 
 def new_run(recipe: Recipe) -> RunFiles:

@@ -67,6 +67,7 @@ def recipe(path: Path | str, **data: Any) -> Recipe:
     features |= data.pop("features", {})
     tables = data.pop("tables", {})
     seed = data.pop("seed", 1)
+    workers = {"count": data.pop("workers", 1)}
     defaults = {"global_batch_size": 16, "lanes": 4, "order": "file", "shuffle_rows": 10}
     return from_dict(
         {
@@ -77,6 +78,7 @@ def recipe(path: Path | str, **data: Any) -> Recipe:
             "embedding": {"tables": tables},
             "model": {"name": "dcnv2"},
             "tasks": tasks,
+            "workers": workers,
         }
     )
 

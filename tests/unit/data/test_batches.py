@@ -39,9 +39,7 @@ def test_columns_become_a_batch(tmp_path: Path) -> None:
 
 
 def test_unknown_ids_and_missing_values_are_replaced_and_counted(tmp_path: Path) -> None:
-    table = rows(
-        item=pa.array([None, -1, 50, 49]), price=pa.array([None, float("nan"), 3.0, 4.0])
-    )
+    table = rows(item=pa.array([None, -1, 50, 49]), price=pa.array([None, float("nan"), 3.0, 4.0]))
     directory = small.write_table(tmp_path, table)
     reader = small.reader(directory, **ONE)
     batch, _ = next(reader.epoch())
@@ -145,7 +143,9 @@ def test_a_missing_label_is_not_valid_and_a_sample_space_multiplies(tmp_path: Pa
 @pytest.mark.parametrize("wrong", [2.0, 0.5, -1.0])
 def test_a_label_that_is_neither_0_nor_1_is_shown(tmp_path: Path, wrong: float) -> None:
     directory = small.write_table(tmp_path, rows(click=[0.0, 1.0, wrong, None]))
-    with pytest.raises(UserError, match=rf"part-0\.parquet: row group 0: column 'click' holds {wrong:g};"):
+    with pytest.raises(
+        UserError, match=rf"part-0\.parquet: row group 0: column 'click' holds {wrong:g};"
+    ):
         first(directory)
 
 

@@ -43,9 +43,7 @@ def source(tmp_path: Path) -> DataSource:
         (("new != 1",), [2, 2, 1]),  # a null passes no condition
     ],
 )
-def test_rows_that_pass(
-    source: DataSource, conditions: tuple[str, ...], counts: list[int]
-) -> None:
+def test_rows_that_pass(source: DataSource, conditions: tuple[str, ...], counts: list[int]) -> None:
     assert count_rows(source, row_filter(conditions, source, "split")).tolist() == counts
 
 

@@ -132,7 +132,10 @@ def test_row_groups_in_memory_are_bounded_and_shared(data: Path) -> None:
     for order in ORDERS:
         reader = small.reader(data, order=order)
         assert sum(1 for _ in reader.epoch()) == 7
-        assert 1 <= reader.peak_groups <= 4 + 1
+        assert 1 <= reader.peak_groups <= 4 + 4
+        tight = small.reader(data, order=order, open_lanes=4)
+        assert sum(1 for _ in tight.epoch()) == 7
+        assert tight.peak_groups <= 4 + 1
     shared = small.reader(small.write(data.parent / "one", [60], group_rows=60))
     assert sum(1 for _ in shared.epoch()) == 4
     assert shared.peak_groups == 1
@@ -177,6 +180,13 @@ def test_too_few_rows_for_the_lanes(data: Path) -> None:
         small.reader(data, splits={"train": ["key < 3"]})
     with pytest.raises(UserError, match="data.splits.test: the recipe does not say which rows"):
         small.reader(data, split="test")
+
+
+def test_more_lanes_than_a_rank_may_hold_open(data: Path) -> None:
+    chosen: dict[str, Any] = {"open_lanes": 2, "workers": 2}
+    small.reader(data, 0, 2, **chosen)
+    with pytest.raises(UserError, match="a rank of 1 owns 4 lanes and may hold only 2 row groups"):
+        small.reader(data, **chosen)
 
 
 def test_time_order_needs_sorted_rows(tmp_path: Path) -> None:
@@ -224,11 +234,7 @@ def test_any_shape_of_data_gives_each_row_once(
     offsets = pair[0].lanes.after((0,) * lanes, stop)
     resumed = [list(reader.epoch(0, offsets)) for reader in pair]
     keys = [
-        [
-            key
-            for batch, _ in step
-            for key in batch.group[batch.weights[:, 0] > 0].tolist()
-        ]
+        [key for batch, _ in step for key in batch.group[batch.weights[:, 0] > 0].tolist()]
         for step in zip(*resumed, strict=True)
     ]
     assert keys == [step[0] for step in alone[stop:]]
