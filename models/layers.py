@@ -156,7 +156,12 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_features, *hidden]
         self.out_dim = widths[-1]
-        self.linears = nn.ModuleList(Linear(i, o, copies) for i, o in itertools.pairwise(widths))
+        # Batch normalisation takes a bias out again: its gradient would be rounding noise, which
+        # Adam turns into steps.
+        has_bias = norm != "batch"
+        self.linears = nn.ModuleList(
+            Linear(i, o, copies, bias=has_bias) for i, o in itertools.pairwise(widths)
+        )
         self.norms = nn.ModuleList(build_norm(norm, width, copies) for width in hidden)
         self.dropout = nn.Dropout(dropout)
 

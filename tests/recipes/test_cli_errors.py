@@ -103,7 +103,11 @@ def failed(here: Path, capfd: pytest.CaptureFixture[str]) -> Failed:
         assert "Traceback" not in captured.err
         assert captured.err.startswith("error: ")
         assert captured.err.endswith("\n")
-        leftovers = [*here.rglob("*.tmp*"), *here.glob("runs/*/checkpoints/*"), *here.glob("runs/*/model")]
+        leftovers = [
+            *here.rglob("*.tmp*"),
+            *here.glob("runs/*/checkpoints/*"),
+            *here.glob("runs/*/model"),
+        ]
         assert not leftovers
         return captured.err.removeprefix("error: ").rstrip("\n")
 
@@ -151,8 +155,7 @@ def test_directory_without_parquet(failed: Failed, here: Path) -> None:
 
 def test_column_that_the_data_lacks(failed: Failed, here: Path) -> None:
     assert train_fails(failed, 'features.sparse=["user", "items"]') == (
-        "features.sparse[1]: the data set 'clicks' has no column 'items'; "
-        "did you mean 'item'?"
+        "features.sparse[1]: the data set 'clicks' has no column 'items'; did you mean 'item'?"
     )
     assert no_run_began(here)
 

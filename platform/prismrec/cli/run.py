@@ -163,6 +163,4 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
     output.note(f"examples/s  {document['examples_per_second']:,.0f}")
     output.note(f"model       {document['model']}")
     output.note(f"run         {document['run']} in {document['directory']}")
-    output.note(
-        f"look at it  mlflow ui --backend-store-uri {document['tracking']}"
-    )
+    output.note(f"look at it  mlflow ui --backend-store-uri {document['tracking']}")

@@ -153,6 +153,8 @@ def _column_problems(recipe: Recipe) -> list[str]:
         if task not in tasks or kind not in kinds:
             known = [f"{name}/{each}" for name in tasks for each in kinds]
             problems.append(f"evaluate.metric: unknown metric '{metric}'; {nearest(metric, known)}")
+        elif kind == "gauc" and recipe.features.group is None:
+            problems.append("features.group: evaluate.metric = 'gauc' needs the column of groups")
     if "batch" == getattr(recipe.model, "norm", None) and recipe.data.global_batch_size < 2:
         problems.append("model.norm: batch moments need at least 2 rows in a batch")
     return problems

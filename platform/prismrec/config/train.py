@@ -55,7 +55,7 @@ class EvaluateSection(Section):
     """Evaluation during training."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between evaluations; once per epoch if not given."""
+    """Steps between evaluations, and one after the last step; once per epoch if not given."""
     metric: str | None = None
     """`task/auc`-style name that picks the best checkpoint; the first task's AUC if not given."""
     patience: int | None = Field(default=None, ge=1)

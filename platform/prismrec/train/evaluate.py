@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prismrec.config import Recipe, UserError
+from prismrec.config import Recipe
 from prismrec.data.batch import Batch
 from prismrec.train.metrics.bootstrap import Resampling
 from prismrec.train.metrics.calibration import CalibrationCurve
 from prismrec.train.metrics.evaluation import Evaluation
 from prismrec.train.sharding import ShardedModel
 from prismrec.train.state import TrainState, score
+
+_log = logging.getLogger(__name__)
 
 FREQUENCY = "frequency"
 DOMAIN = "domain"
@@ -131,16 +134,14 @@ class Evaluator:
     def judge(self, report: Report, state: TrainState) -> None:
         """Tell the state whether this is the best evaluation so far.
 
-        Raises:
-            UserError: the metric to judge by has no value on these rows.
+        A metric without a value (all labels equal, say) judges nothing: the evaluation counts
+        neither as better nor as worse, and the log says so.
         """
         metric = self._recipe.best_metric()
         value = report.metrics.get(metric, math.nan)
         if math.isnan(value):
-            raise UserError(
-                f"evaluate.metric: '{metric}' has no value on the validation rows (all labels "
-                "equal, or a group is needed); choose another metric or other rows"
-            )
+            _log.warning("step %d: %s has no value on the validation rows", state.step, metric)
+            return
         report.score = score(metric, value)
         state.judge(report.score, self._recipe.evaluate.patience)
 
