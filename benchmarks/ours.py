@@ -43,21 +43,21 @@ class Stopwatch:
         self._channel = channel
         self._facts = facts
         self._left = warm_up
-        self._start = 0.0
+        self._start = self._start_cpu = 0.0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """A window has ended: say what it took, then wait for the next request."""
-        seconds = time.perf_counter() - self._start
+        seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._start_cpu
         self._left -= 1
         if self._left > 0:
             return
         if self._left == 0:
             self._channel.say(ready=True, **self._facts)
         else:
-            self._channel.say(seconds=seconds)
+            self._channel.say(seconds=seconds, cpu=cpu)
         if not self._channel.is_asked():
             raise _Done
-        self._start = time.perf_counter()
+        self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Facts of the run: not needed here."""

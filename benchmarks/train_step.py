@@ -81,16 +81,23 @@ def measure(table_rows: int, precision: str, windows: Windows) -> dict[str, Any]
             stack.callback(program.close)
             programs.append(program)
         taken: dict[str, list[float]] = {name: [] for name in commands}
+        cpu: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(windows.pairs):
             for program in programs:
-                taken[program.name].append(program.window() / windows.steps * 1e3)
+                seconds, cpu_seconds = program.window()
+                taken[program.name].append(seconds / windows.steps * 1e3)
+                cpu[program.name].append(cpu_seconds / windows.steps * 1e3)
         ours = programs[0]
         memory = {**ours.facts, "peak_bytes": ours.peak_bytes}
     memory.pop("ready")
     return {
         "table_rows": table_rows,
         "precision": precision,
-        "programs": {name: _summary(some, taken["ours"]) for name, some in taken.items()},
+        "programs": {
+            name: _summary(some, taken["ours"])
+            | {"cpu_ms_per_step": round(statistics.median(cpu[name]), 1)}
+            for name, some in taken.items()
+        },
         "memory": memory,
     }
 
@@ -129,7 +136,7 @@ def goal_of(program: str, case: dict[str, Any]) -> float | None:
 
 
 def table(cases: list[dict[str, Any]]) -> list[list[object]]:
-    """The results as rows: size, precision, program, ms a step, range, ratio, its range, goal, met."""
+    """The results as rows: one of every program and case; see `COLUMNS`."""
     rows: list[list[object]] = []
     for case in cases:
         for name, some in case["programs"].items():
@@ -142,6 +149,7 @@ def table(cases: list[dict[str, Any]]) -> list[list[object]]:
                     name if name == "ours" else f"{name}, beside ours {case['precision']}",
                     some["ms_per_step"],
                     f"{some['lowest']}-{some['highest']}",
+                    some["cpu_ms_per_step"],
                     "" if name == "ours" else f"{some['over_ours']:.2f}",
                     "" if name == "ours" else f"{low:.2f}-{high:.2f}",
                     "" if goal is None else f"{goal} {'ok' if some['over_ours'] >= goal else 'no'}",
@@ -150,7 +158,17 @@ def table(cases: list[dict[str, Any]]) -> list[list[object]]:
     return rows
 
 
-COLUMNS = ["rows a table", "precision", "program", "ms a step", "range", "x ours", "range", "goal"]
+COLUMNS = [
+    "rows a table",
+    "precision",
+    "program",
+    "ms a step",
+    "range",
+    "CPU ms",
+    "x ours",
+    "range",
+    "goal",
+]
 
 
 def markdown(document: dict[str, Any]) -> str:

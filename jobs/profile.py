@@ -19,11 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from prismrec.config import Recipe, UserError
+from prismrec.config.external import find_modules_in
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource, open_data
 from prismrec.jobs.launch import run_locally
 from prismrec.jobs.train import check_before_start
-from prismrec.jobs.worker import find_modules_in
 from prismrec.models import spec_of
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.meter import Meter

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prismrec.config import UserError
+from prismrec.config.external import find_modules_in
 from prismrec.data.source import open_data
 from prismrec.train.events import EventLog
 from prismrec.train.interrupts import signals_ask
@@ -53,12 +53,6 @@ def work(order: dict[str, Any]) -> None:
             tracker.close()
         if ranks.is_first:
             files.write_outcome(_outcome(outcome))
-
-
-def find_modules_in(directory: str) -> None:
-    """Let this process import a user's own modules from a folder; installed ones come first."""
-    if directory not in sys.path:
-        sys.path.append(directory)
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

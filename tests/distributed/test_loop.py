@@ -29,8 +29,8 @@ STOP = 9
 """Steps before a resume: the middle of the first epoch, which has 21 steps."""
 STOPPED = (f"train.steps={STOP}",)
 
-BATCH_NORM = ("model.norm='batch'", "train.optimizer.eps=1e-4")
-"""The gradient of a bias before a batch norm is 0 but for rounding, which Adam must not blow up."""
+BATCH_NORM = ("model.norm='batch'",)
+"""Its moments are those of the global batch."""
 WORLDS = {
     "layer-packed-auto": (),
     "batch-packed-auto": BATCH_NORM,

@@ -34,6 +34,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
     at = commands.home(tmp_path_factory.mktemp("undisturbed"), data)
     code, out, err = commands.train(at, "--json", "--no-ray")
     assert code == 0, err
+    is_ours(err)
     every_row_once(at)
     return dict(json.loads(out)["test"])
 
@@ -72,6 +73,14 @@ def status(at: Home) -> tuple[str, int]:
     return client.get_run(facts["run"]).info.status, len(client.search_registered_models())
 
 
+def is_ours(err: str) -> None:
+    """Where nobody watches, a run says one line per evaluation and nothing else."""
+    (line,) = err.splitlines()
+    assert line.startswith("step ")
+    assert " test: like auc " in line
+    assert line.isprintable()
+
+
 def has_stopped(at: Home, ended: tuple[int, str, str], name: str) -> None:
     """The run saved, said so in one sentence, registered nothing and is killed in MLflow."""
     code, out, err = ended
@@ -95,6 +104,7 @@ def test_a_killed_worker_costs_nothing(at: Home, undisturbed: dict[str, Any]) ->
     killed_at = max(commands.saved_steps(run))
     code, out, err = commands.finish(process)
     assert code == 0, err
+    is_ours(err)
     steps = [e["step"] for e in events(run) if e["event"] == "metrics"]
     assert killed_at < max(steps) // 2, "the worker was not killed in the first epoch"
     assert len([e for e in events(run) if e["event"] == "parameters"]) == 2

@@ -17,6 +17,7 @@ import pytest
 
 from prismrec.cli.main import main
 
+PROGRAM = Path(sys.executable).with_name("prismrec")
 ROWS, GROUP_ROWS = 320, 40
 SCHEMA = {
     "name": "clicks",
@@ -221,8 +222,7 @@ def test_corrupt_row_group(failed: Failed, here: Path) -> None:
 def test_corrupt_row_group_that_one_rank_of_two_meets(here: Path) -> None:
     corrupt(here / "data/part-0.parquet", 3)  # the rows of the last lane, which rank 1 reads
     done = subprocess.run(
-        [Path(sys.executable).with_name("prismrec"), "train", "small.toml", "--no-ray"]
-        + ["--workers", "2"],
+        [PROGRAM, "train", "small.toml", "--no-ray", "--workers", "2"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -280,7 +280,9 @@ def test_resuming_from_a_checkpoint_of_another_model(
     assert line.startswith(f"error: checkpoint of another model: {ours}/step-00000004")
 
 
-def test_occupied_directories(failed: Failed, here: Path) -> None:
+def test_occupied_directories(
+    failed: Failed, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     taken = here / "taken"
     taken.mkdir()
     (taken / "note.txt").write_text("mine")
@@ -290,3 +292,11 @@ def test_occupied_directories(failed: Failed, here: Path) -> None:
     ):
         assert str(taken) in failed(*command)
         assert [path.name for path in taken.iterdir()] == ["note.txt"]
+    assert run("train", "small.toml", "--no-ray") == 0
+    capfd.readouterr()
+    (run_directory,) = map(str, here.glob("runs/*"))
+    assert run("predict", run_directory, "--data", "data", "--out", "taken") == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ("error: taken: already there and not empty; choose another directory\n")
+    assert [path.name for path in taken.iterdir()] == ["note.txt"]

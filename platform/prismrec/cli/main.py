@@ -6,6 +6,7 @@ Ctrl-C exit code 130; `--verbose` adds the traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import typer
 import prismrec
 from prismrec.cli import bench, config, data, doctor, models, output, run
 from prismrec.config.errors import UserError
+from prismrec.config.external import find_modules_in
 
 
 @dataclass
@@ -89,3 +91,4 @@ def _session(
 ) -> None:
     context.ensure_object(Session).verbose = verbose
     output.quiet_libraries(verbose)
+    find_modules_in(os.getcwd())

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from prismrec.config.errors import UserError, nearest
 
 PATTERN = r"^[\w.]+:\w+$"
+
+
+def find_modules_in(directory: str) -> None:
+    """Let this process import a user's own modules from a folder; installed ones come first."""
+    if directory not in sys.path:
+        sys.path.append(directory)
 
 
 def import_function(key: str, name: str) -> Callable[..., Any]:

@@ -63,6 +63,26 @@ def test_a_worker_adds_to_a_run_and_leaves_its_status(section: TrackingSection) 
     assert (run.info.status, run.data.metrics["loss"]) == ("FAILED", 0.5)
 
 
+def test_a_run_that_was_killed_runs_again(section: TrackingSection) -> None:
+    first = MlflowTracker.start(section, "stopped")
+    first.log_metrics({"loss": 0.5}, 3)
+    assert first.close("KILLED")
+    client = MlflowClient(first.uri)
+    again = MlflowTracker.resume(section, first.run_id)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    again.log_metrics({"loss": 0.25}, 6)
+    assert again.close()
+    run = client.get_run(first.run_id)
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.25)
+    history = client.get_metric_history(first.run_id, "loss")
+    assert [(each.step, each.value) for each in history] == [(3, 0.5), (6, 0.25)]
+
+
+def test_a_run_that_the_server_does_not_know_cannot_go_on(section: TrackingSection) -> None:
+    with pytest.raises(UserError, match=r"tracking.uri: run 0{32} cannot go on at sqlite"):
+        MlflowTracker.resume(section, "0" * 32)
+
+
 def test_a_changed_parameter_does_not_hold_up_the_rest(section: TrackingSection) -> None:
     tracker = MlflowTracker.start(section, "twice")
     tracker.log_parameters({"a": 1})
