@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prismrec.config import UserError
 from prismrec.data.source import open_data
 from prismrec.jobs.evaluate import Progress, labelled, opened_model, split_tables
 from prismrec.train.metrics.bootstrap import Resampling, bootstrap_auc_difference
 from prismrec.train.metrics.functions import auc
+
+Floats = NDArray[np.floating[Any]]
 
 
 def compare_models(
@@ -42,7 +45,7 @@ def compare_models(
                 f"--against: {rival} has no task of {model} ({', '.join(recipe.task_names)})"
             )
         features = [*first.inference.columns, *second.inference.columns]
-        parts: list[tuple[np.ndarray, ...]] = []
+        parts: list[tuple[Floats, ...]] = []
         done = 0
         for table in split_tables(recipe, source, split, features):
             if table.num_rows:
@@ -52,24 +55,26 @@ def compare_models(
                 parts.append((ours, theirs, labels.numpy(), valid.numpy()))
             done += table.num_rows
             progress(done, source.num_rows)
-    a, b, labels, valid = (np.concatenate(each) for each in zip(*parts, strict=True))
-    report = {}
-    for t, task in enumerate(tasks):
-        kept = valid[:, t] > 0
-        low, high = bootstrap_auc_difference(
-            b[kept, t], a[kept, t], labels[kept, t], resampling=Resampling(seed=recipe.seed)
-        )
-        ours, theirs = auc(a[kept, t], labels[kept, t]), auc(b[kept, t], labels[kept, t])
-        report[task.name] = {
-            "auc": ours,
-            "rival_auc": theirs,
-            "difference": ours - theirs,
-            "low": low,
-            "high": high,
-        }
-    return report
+    a, b, y, kept = (np.concatenate(each) for each in zip(*parts, strict=True))
+    columns = [(part[:, t][kept[:, t] > 0]) for t in range(len(tasks)) for part in (a, b, y)]
+    return {
+        task.name: _difference(*columns[3 * t : 3 * t + 3], seed=recipe.seed)
+        for t, task in enumerate(tasks)
+    }
 
 
-def _logits(inference: Any, table: Any) -> np.ndarray:
+def _difference(ours: Floats, theirs: Floats, labels: Floats, *, seed: int) -> dict[str, float]:
+    low, high = bootstrap_auc_difference(theirs, ours, labels, resampling=Resampling(seed=seed))
+    first, second = auc(ours, labels), auc(theirs, labels)
+    return {
+        "auc": first,
+        "rival_auc": second,
+        "difference": first - second,
+        "low": low,
+        "high": high,
+    }
+
+
+def _logits(inference: Any, table: Any) -> Floats:
     columns = {name: table.column(name).combine_chunks() for name in inference.columns}
     return np.asarray(inference.predict_logits(columns))

@@ -126,6 +126,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
     ):
         tracker = _tracker(recipe, files)
         files.record({"run": tracker.run_id, "data": recipe.data.path})
+        tracker.sample_system()
         tracker.log_parameters(flatten(recipe) | {"data.fingerprint": source.fingerprint})
         order = {
             "directory": str(files.directory),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+KeyedIds = KeyedJaggedTensor
+"""Row ids of every sparse feature and row of a batch."""
 
 
 @dataclass
@@ -57,3 +62,30 @@ class Batch(Pipelineable):
     def num_rows(self) -> int:
         """B, padding included."""
         return self.labels.shape[0]
+
+
+def jagged_ids(
+    keys: Sequence[str],
+    values: Tensor,
+    lengths: Tensor,
+    counts: Sequence[int],
+    weights: Tensor | None = None,
+) -> KeyedJaggedTensor:
+    """Bags of row ids by feature, with the offsets that TorchRec would otherwise have to count.
+
+    Args:
+        keys: F features.
+        values: (sum of counts,) ids, feature by feature, row by row.
+        lengths: (F * B,) ids of each feature and row.
+        counts: ids of each feature.
+        weights: a weight for each id, or None.
+    """
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=values,
+        weights=weights,
+        lengths=lengths,
+        stride=len(lengths) // len(keys),
+        length_per_key=list(counts),
+        offset_per_key=[0, *itertools.accumulate(counts)],
+    )

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from prismrec.data.batch import Batch
+from prismrec.data.batch import Batch, KeyedIds, jagged_ids
 from prismrec.data.columns import IdColumn, ReadColumns
 from prismrec.data.encode.ids import row_ids
 from prismrec.data.order import Part, Tile, tiles
@@ -77,7 +76,7 @@ class Block:
         none = torch.zeros(self._batch_rows, dtype=torch.int64)
         domain, group, time = (none if name is None else next(keys) for name in chosen)
         return Batch(
-            sparse=self._bag_tensor(step) if self._bags else self._id_tensor(step),
+            sparse=self._ids_of_bags(step) if self._bags else self._ids_of_singles(step),
             dense=floats[:dense].t(),
             labels=labels.t().contiguous(),
             valid=valid.t().contiguous(),
@@ -125,19 +124,17 @@ class Block:
                 if unknown is not None:
                     self.unknown[step, place] += unknown[here].sum()
 
-    def _id_tensor(self, step: int) -> KeyedJaggedTensor:
+    def _ids_of_singles(self, step: int) -> KeyedIds:
         """The sparse features, where each is one id a row."""
         count, rows = len(self._singles), self._batch_rows
-        return KeyedJaggedTensor(
-            keys=[each.feature for each in self._singles],
-            values=torch.from_numpy(self._ints[step, :count].reshape(-1)),
-            lengths=torch.from_numpy(self._lengths.reshape(-1)),
-            stride=rows,
-            length_per_key=[rows] * count,
-            offset_per_key=list(range(0, rows * count + 1, rows)),
+        return jagged_ids(
+            [each.feature for each in self._singles],
+            torch.from_numpy(self._ints[step, :count].reshape(-1)),
+            torch.from_numpy(self._lengths.reshape(-1)),
+            [rows] * count,
         )
 
-    def _bag_tensor(self, step: int) -> KeyedJaggedTensor:
+    def _ids_of_bags(self, step: int) -> KeyedIds:
         """The sparse features, where some are bags."""
         values: list[Ints] = []
         weights: list[Floats] = []
@@ -149,14 +146,12 @@ class Block:
             weights += (weight for _, weight in parts)
             counts.append(sum(len(part) for part, _ in parts))
         weighted = any(feature.weights is not None for feature in self._columns.sparse)
-        return KeyedJaggedTensor(
-            keys=[each.feature for each in self._columns.sparse],
-            values=_joined(values),
-            weights=_joined(weights) if weighted else None,
-            lengths=torch.from_numpy(self._lengths[step].reshape(-1)),
-            stride=self._batch_rows,
-            length_per_key=counts,
-            offset_per_key=[0, *np.cumsum(counts).tolist()],
+        return jagged_ids(
+            [each.feature for each in self._columns.sparse],
+            _joined(values),
+            torch.from_numpy(self._lengths[step].reshape(-1)),
+            counts,
+            _joined(weights) if weighted else None,
         )
 
 

@@ -101,7 +101,7 @@ def count_matching(source: DataSource, expression: pc.Expression) -> Ints:
 
 def unreadable(where: str, error: Exception) -> UserError:
     """The error for a row group that Arrow cannot decode."""
-    first = str(error).splitlines()[0]
+    first = "".join(c for c in str(error).splitlines()[0] if c.isprintable())
     return UserError(f"{where}: cannot be decoded ({first}); write the file again or remove it")
 
 
