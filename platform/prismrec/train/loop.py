@@ -95,7 +95,7 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
     spec = spec_of(recipe, source.schema)
     splits = Splits(recipe, source, spec, ranks)
     total_steps = splits.total_steps()
-    precision = resolve_precision(recipe.train.precision, ranks)
+    precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
     saver = Saver(recipe, source, sharded, session.files, session.attempt)
     state = saver.resume()
@@ -160,6 +160,20 @@ def _final_report(
     if session.ranks.is_first:
         session.files.write_curves(report.curves)
     return report.metrics
+
+
+def _precision(recipe: Recipe, session: Session) -> str:
+    """What the recipe says, or for `auto` what this run was started with, or what is faster now.
+
+    Collective: every rank calls it.
+    """
+    wanted = recipe.train.precision
+    if wanted == "auto":
+        wanted = session.files.facts().get("precision", wanted)
+    precision = resolve_precision(wanted, session.ranks)
+    if session.ranks.is_first:
+        session.files.record({"precision": precision})
+    return precision
 
 
 def _record_start(
