@@ -31,9 +31,8 @@ FUXICTR = ROOT / "out" / "bench" / "fuxictr"
 FUXICTR_PACKAGES = ("fuxictr==2.3.10", "h5py", "polars", "polars-runtime-32")
 FUXICTR_LARGEST = 400_000
 """Its tables, gradients and two moments of more rows would not fit a small machine."""
+PLAIN_GOAL = 0.97
 GOALS = {
-    ("plain", "fp32"): {100_000: 0.97, 400_000: 0.97},
-    ("plain", "bf16"): {100_000: 0.97, 400_000: 0.97},
     ("fuxictr", "fp32"): {100_000: 1.3, 400_000: 3.2},
     ("fuxictr", "bf16"): {100_000: 2.0, 400_000: 5.5},
 }
@@ -132,6 +131,8 @@ def _summary(taken: list[float], ours: list[float]) -> dict[str, Any]:
 
 def goal_of(program: str, case: dict[str, Any]) -> float | None:
     """The least ratio that the project sets itself for a case, if it does."""
+    if program == "plain":
+        return PLAIN_GOAL
     return GOALS.get((program, case["precision"]), {}).get(case["table_rows"])
 
 
@@ -219,7 +220,8 @@ def main() -> None:
     asked = parser.parse_args()
     windows = Windows(asked.pairs, asked.steps, asked.threads, not asked.no_fuxictr)
     document: dict[str, Any] = {
-        "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.train_step "
+        + " ".join(sys.argv[1:]).replace(f"{ROOT}/", ""),
         "machine": machine(),
         "pairs": asked.pairs,
         "steps": asked.steps,

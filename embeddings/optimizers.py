@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 
 from prismrec.config import UserError
-from prismrec.config.embedding import TableOptimizer
+from prismrec.config.embedding import TableOptimizer, cpu_problem
 from prismrec.embeddings.collection import PhysicalTable
 from prismrec.embeddings.sets import TableSpec
 
@@ -22,7 +22,6 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "lamb": torchrec.optim.LAMB,
     "partial_rowwise_adam": torchrec.optim.PartialRowWiseAdam,
 }
-_ON_CPU = ("sgd", "adagrad", "rowwise_adagrad")
 _ADAM_LIKE = ("adam", "lamb", "partial_rowwise_adam")
 
 STATE_NAMES = {
@@ -47,17 +46,9 @@ def check_optimizer(table: TableSpec, device: str) -> None:
     """
     if device != "cpu":
         return
-    name = table.optimizer.name
-    if name not in _ON_CPU:
-        raise UserError(
-            f"embedding.optimizer.name: '{name}' is not supported in CPU mode (table "
-            f"'{table.name}'); on CPU there are {', '.join(_ON_CPU)}"
-        )
-    if table.optimizer.weight_decay > 0:
-        raise UserError(
-            f"embedding.optimizer.weight_decay: the CPU kernels ignore weight decay (table "
-            f"'{table.name}'); set it to 0 or train on CUDA"
-        )
+    problem = cpu_problem(table.optimizer, table.name)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def moves_absent_rows(optimizer: TableOptimizer) -> bool:

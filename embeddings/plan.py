@@ -10,13 +10,25 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.shard_estimators import (
+    EmbeddingPerfEstimator,
+    EmbeddingStorageEstimator,
+)
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.planner.types import (
+    PlannerError,
+    ShardEstimator,
+    ShardingOption,
+    Storage,
+)
 from torchrec.distributed.types import ShardingPlan
 
 from prismrec.config import UserError
-from prismrec.config.embedding import TableOptimizer
+from prismrec.config.embedding import MAX_WIDTH, TableOptimizer
+from prismrec.config.machine import memory
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
+from prismrec.embeddings.memory import TableBytes, block_bytes
 from prismrec.embeddings.optimizers import moves_absent_rows
 from prismrec.embeddings.sets import ROW_WISE_STATE, EmbeddingSpec
 

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from prismrec.config import UserError
 from prismrec.data.source import open_data
-from prismrec.jobs.evaluate import Progress, labelled, opened_model, split_tables
+from prismrec.jobs.evaluate import (
+    Progress,
+    check_not_empty,
+    labelled,
+    opened_model,
+    split_tables,
+    table_logits,
+)
 from prismrec.train.metrics.bootstrap import Resampling, bootstrap_auc_difference
 from prismrec.train.metrics.functions import auc
 
@@ -34,7 +41,7 @@ def compare_models(
         bootstrap interval of the difference.
 
     Raises:
-        UserError: the models share no task.
+        UserError: the models share no task; or as `evaluate_model`.
     """
     with opened_model(model, uri) as first, opened_model(rival, uri) as second:
         recipe, source = first.inference.recipe, open_data(data)
@@ -44,17 +51,20 @@ def compare_models(
             raise UserError(
                 f"--against: {rival} has no task of {model} ({', '.join(recipe.task_names)})"
             )
+        mine = [recipe.task_names.index(task.name) for task in tasks]
+        rivals = [others.index(task.name) for task in tasks]
         features = [*first.inference.columns, *second.inference.columns]
         parts: list[tuple[Floats, ...]] = []
         done = 0
         for table in split_tables(recipe, source, split, features):
             if table.num_rows:
-                ours = _logits(first.inference, table)[:, [recipe.tasks.index(t) for t in tasks]]
-                theirs = _logits(second.inference, table)[:, [others.index(t.name) for t in tasks]]
-                labels, valid = labelled(table, tasks)
-                parts.append((ours, theirs, labels.numpy(), valid.numpy()))
+                ours = table_logits(first.inference, table).numpy()
+                theirs = table_logits(second.inference, table).numpy()
+                labels, valid = labelled(table, tasks, data)
+                parts.append((ours[:, mine], theirs[:, rivals], labels.numpy(), valid.numpy()))
             done += table.num_rows
             progress(done, source.num_rows)
+    check_not_empty(done, data, split)
     a, b, y, kept = (np.concatenate(each) for each in zip(*parts, strict=True))
     columns = [(part[:, t][kept[:, t] > 0]) for t in range(len(tasks)) for part in (a, b, y)]
     return {
@@ -73,8 +83,3 @@ def _difference(ours: Floats, theirs: Floats, labels: Floats, *, seed: int) -> d
         "low": low,
         "high": high,
     }
-
-
-def _logits(inference: Any, table: Any) -> Floats:
-    columns = {name: table.column(name).combine_chunks() for name in inference.columns}
-    return np.asarray(inference.predict_logits(columns))

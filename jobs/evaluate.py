@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -20,7 +19,9 @@ from prismrec.checkpoint import best, latest
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import Task
 from prismrec.data.lookup import filtered_tables
+from prismrec.data.schema import Kind
 from prismrec.data.source import DataSource, open_data
+from prismrec.data.values import NO_KEY, ints, label_and_valid, one_array
 from prismrec.jobs.publish import bundle_of_checkpoint
 from prismrec.serving.inference import InferenceModel
 from prismrec.serving.predict import predict_parquet
@@ -84,7 +85,10 @@ def _checkpoint(path: Path) -> Path:
 def evaluate_model(
     model: str, data: str, split: str, uri: str, progress: Progress
 ) -> dict[str, Any]:
-    """Exact metrics of a model over one split of a data set.
+    """Exact metrics of a model over one split of a data set, as the trainer computes them.
+
+    Slices are those of `features.domain` only: how often training saw an id is known to the run
+    alone, so there are no slices by frequency.
 
     Args:
         model: see `opened_model`.
@@ -98,7 +102,8 @@ def evaluate_model(
         `task/metric`), `slices`, `rows` and `examples_per_second`.
 
     Raises:
-        UserError: the model, the split or a column is missing.
+        UserError: the model, the split or a column is missing, no row is in the split, or a label
+            is not 0, 1 or missing.
     """
     with opened_model(model, uri) as opened:
         inference = opened.inference
@@ -111,11 +116,10 @@ def evaluate_model(
         start, done = time.perf_counter(), 0
         for table in split_tables(recipe, source, split, inference.columns):
             if table.num_rows:
-                _update(evaluation, recipe, inference, table)
+                _update(evaluation, inference, table, data)
             done += table.num_rows
             progress(done, source.num_rows)
-        if not done:
-            raise UserError(f"--split {split}: no row of {data} meets its conditions")
+        check_not_empty(done, data, split)
         metrics = evaluation.compute()
         whole = {key: value for key, value in metrics.items() if key.count("/") == 1}
         return {
@@ -151,57 +155,83 @@ def split_tables(
     """The rows of a split with features, labels, group and domain, a row group at a time.
 
     Raises:
-        UserError: the recipe has no such split, or a column is missing.
+        UserError: the recipe has no such split, or a column is missing or of another kind.
     """
     if split not in SPLITS:
         raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")
     conditions = () if split == "all" else getattr(recipe.data.splits, split)
     if conditions is None:
         raise UserError(f"--split: the model's recipe has no split '{split}'; use --split all")
-    extra = [recipe.features.group, recipe.features.domain]
-    extra += [column for task in recipe.tasks for column in (task.label, task.valid)]
+    tasks, extra = recipe.tasks, [recipe.features.group, recipe.features.domain]
+    extra += [column for task in tasks for column in (task.label, task.valid)]
     columns = list(dict.fromkeys([*features, *(name for name in extra if name)]))
+    kinds: dict[str | None, tuple[Kind, ...]] = {task.valid: ("label", "number") for task in tasks}
+    kinds |= {task.label: ("label",) for task in tasks}
+    for name in columns:
+        source.schema.column(name, kinds.get(name, get_args(Kind)), "--data")
     return filtered_tables(source, conditions, columns, f"data.splits.{split}")
 
 
-def _update(
-    evaluation: Evaluation, recipe: Recipe, inference: InferenceModel, table: pa.Table
-) -> None:
-    columns = {name: table.column(name).combine_chunks() for name in inference.columns}
-    logits = inference.predict_logits(columns)
-    labels, valid = labelled(table, recipe.tasks)
-    group, domain = recipe.features.group, recipe.features.domain
-    evaluation.update(
-        logits,
-        labels,
-        valid,
-        torch.ones_like(valid),
-        _integers(table, group),
-        {"domain": _integers(table, domain)} if domain else {},
-    )
+def check_not_empty(rows: int, data: str, split: str) -> None:
+    """Refuse a split without rows.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not rows:
+        raise UserError(
+            f"--split {split}: no row of {data} meets its conditions; use --split all or other data"
+        )
 
 
-def labelled(table: pa.Table, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    """Labels and validity of the tasks, (B, T) each."""
-    pairs = [_label(table, task) for task in tasks]
-    labels, valid = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+def table_logits(inference: InferenceModel, table: pa.Table) -> Tensor:
+    """Logits (B, T) of the rows of a table."""
+    columns = {name: one_array(table.column(name)) for name in inference.columns}
+    return inference.predict_logits(columns)
+
+
+def labelled(table: pa.Table, tasks: Sequence[Task], where: str) -> tuple[Tensor, Tensor]:
+    """Labels and validity of the tasks, (B, T) each, by the reader's own rules.
+
+    Raises:
+        UserError: a label is not 0, 1 or missing; it names `where`.
+    """
+    arrays = {
+        name: one_array(table.column(name))
+        for task in tasks
+        for name in (task.label, task.valid)
+        if name is not None
+    }
+    pairs = [
+        label_and_valid(
+            (task.label, arrays[task.label]),
+            None if task.valid is None else (task.valid, arrays[task.valid]),
+            where,
+        )
+        for task in tasks
+    ]
+    labels, valid = (torch.from_numpy(np.stack(part, 1)) for part in zip(*pairs, strict=True))
     return labels, valid
 
 
-def _label(table: pa.Table, task: Task) -> tuple[Tensor, Tensor]:
-    """Label and validity of one task, (B,) each."""
-    column = table.column(task.label)
-    valid = np.asarray(pc.is_valid(column)).astype(np.float32)
-    labels = np.asarray(pc.fill_null(column.cast(pa.float32()), 0.0))
-    if task.valid is not None:
-        sample_space = pc.fill_null(table.column(task.valid).cast(pa.float32()), 0.0)
-        valid = valid * np.asarray(sample_space)
-    return torch.from_numpy(labels.copy()), torch.from_numpy(valid)
+def _update(
+    evaluation: Evaluation, inference: InferenceModel, table: pa.Table, where: str
+) -> None:
+    recipe = inference.recipe
+    labels, valid = labelled(table, recipe.tasks, where)
+    group, domain = recipe.features.group, recipe.features.domain
+    evaluation.update(
+        table_logits(inference, table),
+        labels,
+        valid,
+        torch.ones_like(valid),
+        _keys(table, group),
+        {"domain": _keys(table, domain)} if domain else {},
+    )
 
 
-def _integers(table: pa.Table, name: str | None) -> Tensor:
+def _keys(table: pa.Table, name: str | None) -> Tensor:
+    """Group or domain of the rows, (B,)."""
     if name is None:
         return torch.zeros(table.num_rows, dtype=torch.int64)
-    return torch.from_numpy(
-        np.asarray(pc.fill_null(table.column(name).cast(pa.int64()), -1)).copy()
-    )
+    return torch.from_numpy(ints(one_array(table.column(name)), NO_KEY).copy())

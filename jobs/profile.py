@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
+from prismrec.config.machine import threads_asked, threads_per_process
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource, open_data
 from prismrec.jobs.launch import run_locally
@@ -144,6 +145,7 @@ def profile_recipe(recipe: Recipe, steps: int, out: Path, *, verbose: bool) -> d
         "verbose": verbose,
         "steps": steps,
         "modules": str(Path.cwd()),
+        "threads": threads_asked(),
     }
     with library_output(files.directory / "log" / "driver.log", verbose=verbose):
         run_locally(recipe, files, order, profile_rank)
@@ -182,7 +184,8 @@ def profile_rank(order: dict[str, Any]) -> None:
     Collective: every rank calls it.
 
     Args:
-        order: `directory`, `attempt`, `verbose`, `steps` and `modules`.
+        order: `directory`, `attempt`, `verbose`, `steps`, `modules` and `threads`, the most threads
+            of a process or None.
     """
     find_modules_in(order["modules"])
     files = RunFiles(Path(order["directory"]))
@@ -191,8 +194,8 @@ def profile_rank(order: dict[str, Any]) -> None:
         library_output(files.log(int(os.environ.get("RANK", 0))), verbose=order["verbose"]),
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // max(1, ranks.local_world_size)))
+        processes = max(1, ranks.local_world_size)
+        torch.set_num_threads(threads_per_process(processes, order["threads"]))
         try:
             measured = _measure(recipe, open_data(recipe.data.path), ranks, order["steps"], files)
         except UserError as error:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import torch
 
 from prismrec.checkpoint import CheckpointReader, read_manifest
-from prismrec.config import Recipe, from_dict
+from prismrec.config import Recipe, dump, from_dict
+from prismrec.config.redact import redacted
 from prismrec.data.schema import DataSchema
 from prismrec.models import spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
@@ -57,7 +58,7 @@ def publish(
         report = export_model(files.bundle, source, read_held_out(files.held_out, recipe))
     tracker.log_metrics({f"export/{k}": v for k, v in report.items()}, outcome["steps"])
     tracker.log_file(files.plan)
-    tracker.log_file(files.recipe)
+    tracker.log_text(json.dumps(redacted(dump(recipe)), indent=1), "recipe.json")
     for picture in draw_plots(recipe, files):
         tracker.log_file(picture, "plots")
     if recipe.registered_name is None:

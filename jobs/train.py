@@ -16,13 +16,13 @@ from prismrec.checkpoint import latest
 from prismrec.checkpoint.directory import remove_unfinished
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.config.external import find_modules_in
+from prismrec.config.redact import without_password
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizer
 from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
 from prismrec.models import spec_of
-from prismrec.serving.redact import without_password
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.process_group import resolve_device

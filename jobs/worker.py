@@ -10,6 +10,7 @@ import torch
 
 from prismrec.config import UserError
 from prismrec.config.external import find_modules_in
+from prismrec.config.machine import threads_per_process
 from prismrec.data.source import open_data
 from prismrec.train.events import EventLog
 from prismrec.train.interrupts import signals_ask
@@ -27,8 +28,9 @@ def work(order: dict[str, Any]) -> None:
     worker group ends at once instead of meeting it again.
 
     Args:
-        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run and URI), and
-            `modules`, the folder of the user's own models.
+        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run and URI),
+            `modules`, the folder of the user's own models, and `threads`, the most threads of a
+            worker, if the user set it.
     """
     find_modules_in(order["modules"])
     files = RunFiles(Path(order["directory"]))
@@ -40,7 +42,7 @@ def work(order: dict[str, Any]) -> None:
         library_output(files.log(rank), verbose=order["verbose"]),
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
-        _share_cores(ranks)
+        _share_cores(ranks, order.get("threads"))
         tracker = _tracker(order, files, ranks)
         try:
             session = Session(ranks, files, tracker, _attempt(order, ranks))
@@ -87,6 +89,6 @@ def _attempt(order: dict[str, Any], ranks: Ranks) -> str:
     return f"{order['attempt']}-{int(number):x}"
 
 
-def _share_cores(ranks: Ranks) -> None:
-    """Give each process of this machine its part of the cores."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, ranks.local_world_size)))
+def _share_cores(ranks: Ranks, asked: int | None) -> None:
+    """Give each process of this machine its part of the cores, at most what the user asked for."""
+    torch.set_num_threads(threads_per_process(max(1, ranks.local_world_size), asked))

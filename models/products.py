@@ -1,7 +1,7 @@
 """Affine maps of the dense layers, by the fastest kernel there is for them.
 
 PyTorch hands float32 products on CPU to MKL, which on other makers' processors than its own runs
-at about half the speed of oneDNN's kernels (`benchmarks/results/train_step.md`). bfloat16 products
+at about half the speed of oneDNN's kernels (`benchmarks/results/train_step_notes.md`). bfloat16 products
 and CUDA take PyTorch's own way. Both sum in float32; only the order of the sums differs.
 
 Notation: B batch, M copies.
@@ -42,7 +42,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
+    return bool(
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == weight.dim()

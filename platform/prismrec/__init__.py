@@ -23,7 +23,6 @@ _HOMES = {
     "load": "prismrec.config",
     "evaluate": "prismrec.jobs.api",
     "predict": "prismrec.jobs.api",
-    "train": "prismrec.jobs.api",
 }
 
 __all__ = ["ConfigError", "Recipe", "UserError", "evaluate", "load", "predict", "train"]
@@ -31,6 +30,8 @@ __all__ = ["ConfigError", "Recipe", "UserError", "evaluate", "load", "predict", 
 
 def __getattr__(name: str) -> Any:
     """Public names, imported when they are first used: `import prismrec` loads no torch."""
+    if name == "train":
+        return importlib.import_module("prismrec.train")
     if name not in _HOMES:
         raise AttributeError(f"module 'prismrec' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -68,11 +68,35 @@ def test_functions_do_what_the_commands_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     write_world(tmp_path / "world", rows=6000, days=7, seed=2)
     recipe = Path(__file__).parents[2] / "jobs/recipes/demo.toml"
-    small = ["data.path=world", "workers.count=1", "train.steps=6", "data.global_batch_size=256"]
-    result = prismrec.train(prismrec.load(recipe, [*small, "evaluate.every_steps=3"]), ray=False)
+    small = ["data.path=world", "workers.count=1", "data.global_batch_size=256"]
+    small += ["features.domain=device", "evaluate.every_steps=3"]
+    result = prismrec.train(prismrec.load(recipe, [*small, "train.steps=6"]), ray=False)
     assert result.steps == 6
+    _check_recorded(result)
     report = prismrec.evaluate(result.published.model, "world")
     assert report["test"]["like/auc"] == pytest.approx(result.metrics["like/auc"], abs=5e-3)
     assert prismrec.predict(result.published.model, "world", "scored")["rows"] == 6000
     with pytest.raises(prismrec.UserError, match="no such model"):
         prismrec.evaluate("models:/dmeo@champion", "world")
+
+    longer = prismrec.load(recipe, [*small, "train.steps=9"])
+    again = prismrec.train(longer, ray=False, resume=True)
+    assert (again.steps, again.published.version) == (9, 2)
+    assert again.files == result.files
+
+
+def _check_recorded(result) -> None:
+    """Everything the run found is in MLflow: metrics, slices, parameters, plots, plan."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result.tracking)
+    run = client.get_run(result.published.run_id)
+    assert run.data.metrics["test/like/auc"] == pytest.approx(result.metrics["like/auc"])
+    assert "valid/finish/logloss" in run.data.metrics
+    assert any(name.startswith("test/like/auc/domain:") for name in run.data.metrics)
+    assert run.data.params["model.name"] == "dcnv2"
+    assert run.data.params["data.fingerprint"]
+    kept = {each.path for each in client.list_artifacts(run.info.run_id)}
+    assert {"plots", "plan.json", "recipe.json", "environment.json"} <= kept
+    plots = {each.path for each in client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {"plots/loss.png", "plots/calibration.png"}

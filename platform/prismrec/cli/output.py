@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +22,9 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on standard output."""
-    print_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    """Print one JSON document on standard output; a number without a finite value is null."""
+    text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
+    print_text(text + "\n")
 
 
 def print_text(text: str) -> None:
@@ -93,6 +95,15 @@ def report_failure(error: BaseException, message: str, verbose: bool) -> None:
     Console(stderr=True, highlight=False).print(
         Text.assemble(("error: ", "bold red"), message), soft_wrap=True
     )
+
+
+def _finite(value: Any) -> Any:
+    """The same document with null for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: object) -> str:

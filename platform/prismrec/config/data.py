@@ -62,7 +62,8 @@ class SparseFeature(Section):
     column: str | None = None
     """Column it is read from; its name if not given."""
     table: str | None = None
-    """Table it looks up; features naming the same table share it. Its column if not given."""
+    """Table it looks up; features naming the same table share it. Its column if not given. A name
+    without `.`, `/` and `__`."""
     pooling: Literal["sum", "mean"] = "sum"
     """How a bag of several ids becomes one vector."""
     weights: str | None = None
@@ -120,7 +121,7 @@ class FeaturesSection(Section):
 class Task(Section):
     """One label to predict."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Name of the task in metrics and predictions."""
     label: str
     """Label column, 0 or 1; null means that the row has no label for this task."""

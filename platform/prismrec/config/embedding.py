@@ -56,6 +56,25 @@ class TableOptimizer(Section):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
+CPU_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
+"""Rules that FBGEMM has kernels for on CPU."""
+
+
+def cpu_problem(optimizer: TableOptimizer, table: str) -> str | None:
+    """Why a table cannot be trained by an optimizer on CPU, in a sentence; None where it can."""
+    if optimizer.name not in CPU_OPTIMIZERS:
+        return (
+            f"embedding.optimizer.name: '{optimizer.name}' is not supported in CPU mode (table "
+            f"'{table}'); on CPU there are {', '.join(CPU_OPTIMIZERS)}"
+        )
+    if optimizer.weight_decay > 0:
+        return (
+            f"embedding.optimizer.weight_decay: the CPU kernels ignore weight decay (table "
+            f"'{table}'); set it to 0 or train on CUDA"
+        )
+    return None
+
+
 class TableOptions(Section):
     """What one table does differently from the rest."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prismrec.config.data import DataSection, FeaturesSection, Task
-from prismrec.config.embedding import EmbeddingSection
+from prismrec.config.embedding import EmbeddingSection, TableOptimizer, cpu_problem
 from prismrec.config.errors import nearest
 from prismrec.config.model import BUILT_IN, Custom
 from prismrec.config.section import Section
@@ -75,7 +75,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> Recipe:
-        problems = [*_lane_problems(self), *_table_problems(self), *_column_problems(self)]
+        problems = [
+            *_lane_problems(self),
+            *_name_problems(self),
+            *_table_problems(self),
+            *_device_problems(self),
+            *_column_problems(self),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -125,6 +131,52 @@ def _lane_problems(recipe: Recipe) -> list[str]:
             f"{data.open_lanes} row groups; use more workers or raise data.open_lanes (memory)"
         ]
     return []
+
+
+def _name_problems(recipe: Recipe) -> list[str]:
+    """Names that could not be told apart, or not be held at all, by the modules of the tables.
+
+    These are called `table` or `table__set`, and PyTorch allows no dot in them; `table/set` is the
+    key in a checkpoint.
+    """
+    problems = []
+    for index, feature in enumerate(recipe.features.sparse):
+        bad = _forbidden(feature.table_name)
+        if bad and feature.table:
+            problems.append(
+                f"features.sparse[{index}].table: the name of a table is not empty and cannot hold "
+                f"'.', '/' or '__', got '{feature.table}'; choose another name"
+            )
+        elif bad:
+            problems.append(
+                f"features.sparse[{index}].table: not set, so the table has the name of the column, "
+                f"'{feature.source}', but cannot hold '.', '/' or '__'; set `table`"
+            )
+    for index, each in enumerate(recipe.embedding.sets):
+        if _forbidden(each.name) or each.name.startswith("_"):
+            problems.append(
+                f"embedding.sets[{index}].name: the name of a set is not empty, does not begin with "
+                f"'_' and cannot hold '.', '/' or '__', got '{each.name}'; choose another name"
+            )
+    return problems
+
+
+def _forbidden(name: str) -> bool:
+    return not name or any(part in name for part in (".", "/", "__"))
+
+
+def _device_problems(recipe: Recipe) -> list[str]:
+    if recipe.train.device != "cpu":
+        return []
+    section = recipe.embedding
+    problems: dict[TableOptimizer, str] = {}
+    for name in dict.fromkeys(feature.table_name for feature in recipe.features.sparse):
+        options = section.tables.get(name)
+        optimizer = (options and options.optimizer) or section.optimizer
+        problem = cpu_problem(optimizer, name)
+        if problem is not None:
+            problems.setdefault(optimizer, problem)  # one table stands for those that share it
+    return list(problems.values())
 
 
 def _table_problems(recipe: Recipe) -> list[str]:

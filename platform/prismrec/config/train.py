@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from prismrec.config.section import Section
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+
+_USUAL_CHANGE = {"fp32": 0.0, "fp16": 1e-4, "int8": 5e-4}
+"""What tables of a type may cost where the recipe does not say."""
 
 
 class DenseOptimizer(Section):
@@ -92,9 +95,32 @@ class ExportSection(Section):
     table_type: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     """Type of the tables in the inference copy."""
     max_auc_change: float | None = Field(default=None, ge=0)
-    """Largest loss of AUC against the fp32 copy; 1e-4 for fp16 and 5e-4 for int8 if not given."""
+    """Largest loss of AUC against the fp32 copy; 1e-4 for fp16 and 5e-4 for int8 if not given, and
+    int4 needs it."""
     max_logloss_change: float | None = Field(default=None, ge=0)
     """Largest change of LogLoss against the fp32 copy; as `max_auc_change`."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> ExportSection:
+        if self.table_type not in _USUAL_CHANGE and None in self._chosen:
+            raise ValueError(
+                f"{self.table_type} tables cost accuracy that only you can judge; "
+                "set export.max_auc_change and export.max_logloss_change"
+            )
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Largest loss of AUC and largest change of LogLoss: those set, or the usual ones."""
+        auc, logloss = self._chosen
+        return (
+            _USUAL_CHANGE[self.table_type] if auc is None else auc,
+            _USUAL_CHANGE[self.table_type] if logloss is None else logloss,
+        )
+
+    @property
+    def _chosen(self) -> tuple[float | None, float | None]:
+        return self.max_auc_change, self.max_logloss_change
 
 
 class WorkersSection(Section):
@@ -105,8 +131,3 @@ class WorkersSection(Section):
     """A running Ray cluster; an embedded Ray on this machine if not given."""
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which the run gives up; each one resumes from the last checkpoint."""
-
-    @field_validator("count", mode="before")
-    @classmethod
-    def _int(cls, value: Any) -> Any:
-        return value

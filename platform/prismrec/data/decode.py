@@ -17,9 +17,7 @@ from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
 from prismrec.data.filters import RowFilter, unreadable
 from prismrec.data.rows import Bag, Floats, Ints, Rows
 from prismrec.data.source import DataSource
-
-NO_KEY = -1
-"""Stands for a missing domain, group or time."""
+from prismrec.data.values import NO_KEY, floats, ints, label_and_valid, one_array
 
 _ROW = "__row"
 _ONE_BATCH = 2**31 - 1
@@ -72,10 +70,10 @@ class Decoder:
         where = self.source.where(group)
         if self.ordered_by is not None:
             _check_sorted(table.column(self.ordered_by), self.ordered_by, where)
-        arrays = {name: _one_array(table.column(name)) for name in table.column_names}
-        ids = [_ints(arrays[each.column], NULL_ID) for each in self.columns.singles]
-        keys = [_ints(arrays[name], NO_KEY) for name in self.columns.keys]
-        dense = [_floats(arrays[name]) for name in self.columns.dense]
+        arrays = {name: one_array(table.column(name)) for name in table.column_names}
+        ids = [ints(arrays[each.column], NULL_ID) for each in self.columns.singles]
+        keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
+        dense = [floats(arrays[name]) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
         return Rows(
@@ -130,57 +128,16 @@ class Decoder:
     ) -> tuple[Floats, Floats]:
         """Labels with 0 for missing ones, and where they are valid."""
         (group, numbers), source = place, self.source
-        values, valid = _zero_one(arrays[label.column], label.column, source.where(group))
-        if label.valid is not None:
-            inside, known = _zero_one(arrays[label.valid], label.valid, source.where(group))
-            valid = valid * inside * known
+        space = (label.valid, arrays[label.valid]) if label.valid is not None else None
+        values, valid = label_and_valid(
+            (label.column, arrays[label.column]), space, source.where(group)
+        )
         if label.negative_rate < 1 and numbers is not None:
             file = source.files[source.group_file[group]].name
             seed = name_seed(f"{self.seed}/{file}/{source.group_index[group]}")
             kept = sample_rows(numbers, label.negative_rate, seed) | (values == 1)
             valid = valid * kept.astype(np.float32)
         return values, valid
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(_chunks(column))
-
-
-def _chunks(column: pa.ChunkedArray) -> list[pa.Array]:
-    return column.chunks or [pa.array([], column.type)]
-
-
-def _ints(array: pa.Array, missing: int) -> Ints:
-    if array.type != pa.int64():
-        array = array.cast(pa.int64(), safe=False)
-    if array.null_count:
-        array = pc.fill_null(array, missing)
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _floats(array: pa.Array) -> Floats:
-    """float32 with NaN for null."""
-    if array.type != pa.float32():
-        array = array.cast(pa.float32(), safe=False)
-    if array.null_count:
-        array = pc.fill_null(array, float("nan"))
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _zero_one(array: pa.Array, column: str, where: str) -> tuple[Floats, Floats]:
-    """Values with 0 for missing ones, and 1 where there is a value."""
-    values = _floats(array)
-    known = (values == 0) | (values == 1)
-    if known.all():
-        return values, np.broadcast_to(np.float32(1), values.shape)
-    missing = np.isnan(values)
-    wrong = ~(known | missing)
-    if wrong.any():
-        raise UserError(
-            f"{where}: column '{column}' holds {values[wrong][0]:g}; a label is 0, 1 or null: "
-            "write it so"
-        )
-    return np.where(missing, np.float32(0), values), known.astype(np.float32)
 
 
 def _bag(feature: IdColumn, arrays: dict[str, pa.Array], where: str) -> Bag:
@@ -198,12 +155,12 @@ def _bag(feature: IdColumn, arrays: dict[str, pa.Array], where: str) -> Bag:
                 f"{where}: column '{feature.weights}' has {_lengths(parallel)[row]} weights for "
                 f"the {lengths[row]} ids of '{feature.column}'; write one weight for every id"
             )
-        weights = np.nan_to_num(_floats(parallel.flatten()), nan=0.0)
-    return Bag(offsets, _ints(lists.flatten(), NULL_ID), weights)
+        weights = np.nan_to_num(floats(parallel.flatten()), nan=0.0)
+    return Bag(offsets, ints(lists.flatten(), NULL_ID), weights)
 
 
 def _lengths(lists: pa.Array) -> NDArray[np.int64]:
-    return _ints(pc.list_value_length(lists), 0)
+    return ints(pc.list_value_length(lists), 0)
 
 
 def _check_sorted(column: pa.ChunkedArray, name: str, where: str) -> None:

@@ -143,7 +143,7 @@ def open_data(path: str | os.PathLike[str]) -> DataSource:
             a file is not Parquet, or its columns do not fit the schema.
     """
     where = os.fspath(path)
-    filesystem, base = _resolve(where)
+    filesystem, base = resolve_filesystem(where)
     listed = _list(filesystem, base, where)
     text = _schema_text(filesystem, base, where)
     schema = DataSchema.parse(text, f"{where}/{FILE_NAME}")
@@ -164,7 +164,15 @@ def open_data(path: str | os.PathLike[str]) -> DataSource:
     return source
 
 
-def _resolve(path: str) -> tuple[fs.FileSystem, str]:
+def resolve_filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URL, and the path within it.
+
+    Args:
+        path: a local path, or a URL that Arrow or fsspec knows.
+
+    Raises:
+        UserError: neither knows it, or what it needs is not installed.
+    """
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
@@ -176,7 +184,8 @@ def _resolve(path: str) -> tuple[fs.FileSystem, str]:
             other, base = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError) as error:
             raise UserError(
-                f"data.path: '{path}' is on no file system that can be read: {error}"
+                f"'{path}' is on no file system that can be read ({error}); correct the path, or "
+                "install the fsspec package of that file system"
             ) from None
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     return filesystem, base.rstrip("/")

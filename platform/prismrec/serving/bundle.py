@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 import prismrec
 from prismrec.config import Recipe, UserError, dump, from_dict
+from prismrec.config.redact import redacted
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
-from prismrec.serving.redact import redacted
 from prismrec.serving.tables import TableType, encode_table
 
 FORMAT = 1

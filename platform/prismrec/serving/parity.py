@@ -18,8 +18,6 @@ from prismrec.train.metrics.functions import auc, log_loss
 TOLERANCE = 1e-4
 """Largest difference of a logit between trainer and fp32 copy."""
 
-_DEFAULT_BOUND = {"fp32": 0.0, "fp16": 1e-4, "int8": 5e-4}
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -35,20 +33,8 @@ class Bounds:
 
 
 def bounds_of(section: ExportSection) -> Bounds:
-    """The bounds that a recipe sets, or the usual ones of its table type.
-
-    Raises:
-        UserError: int4 tables without bounds of their own.
-    """
-    default = _DEFAULT_BOUND.get(section.table_type)
-    chosen = (section.max_auc_change, section.max_logloss_change)
-    auc_bound, logloss_bound = (default if value is None else value for value in chosen)
-    if auc_bound is None or logloss_bound is None:
-        raise UserError(
-            "export.table_type: int4 tables cost accuracy that only you can judge; "
-            "set export.max_auc_change and export.max_logloss_change"
-        )
-    return Bounds(auc_bound, logloss_bound)
+    """The bounds that a recipe sets, or the usual ones of its table type."""
+    return Bounds(*section.bounds)
 
 
 def check_parity(copy: Tensor, trainer: Tensor) -> float:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from prismrec.config import UserError, nearest
+from prismrec.data.source import resolve_filesystem
 from prismrec.serving.inference import InferenceModel
 
 Progress = Callable[[int, int], None]
@@ -37,7 +38,8 @@ def predict_parquet(
 
     Args:
         model: the model.
-        data_path: a directory of Parquet files, local or a URL that pyarrow knows.
+        data_path: a directory of Parquet files, or one file; a path or any URL that
+            `resolve_filesystem` knows.
         out: the directory to make; it must not exist or be empty.
         keys: columns to carry over; those of the recipe's group and every `*_id` column that the
             data have, if not given.
@@ -81,10 +83,7 @@ def predict_parquet(
 def _open(data_path: str) -> tuple[ds.Dataset, str]:
     """The Parquet files under a path, and the path as their file system writes it."""
     try:
-        if "://" in data_path:
-            system, root = fs.FileSystem.from_uri(data_path)
-        else:
-            system, root = fs.LocalFileSystem(), str(Path(data_path).resolve())
+        system, root = resolve_filesystem(data_path)
         kind = system.get_file_info(root).type
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{data_path}: cannot be opened ({error}); correct the path") from None

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from prismrec.serving.redact import without_passwords
+from prismrec.config.redact import without_passwords
 
 _log = logging.getLogger(__name__)
 

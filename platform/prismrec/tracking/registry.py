@@ -21,9 +21,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from prismrec.config import UserError, nearest
+from prismrec.config.redact import without_password, without_passwords
 from prismrec.serving.bundle import is_bundle, read_manifest
 from prismrec.serving.logged import pyfunc_arguments
-from prismrec.serving.redact import without_password, without_passwords
 from prismrec.tracking.promotion import Decision, Rival, decide_promotion
 from prismrec.tracking.uri import quiet_mlflow, resolve_uri
 

@@ -18,11 +18,11 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from prismrec.config import UserError
+from prismrec.config.redact import redacted, without_password, without_passwords
 from prismrec.config.train import TrackingSection
-from prismrec.serving.redact import redacted, without_password, without_passwords
 from prismrec.tracking.delivery import Delivery, RejectedError
 from prismrec.tracking.system import SystemSampler
-from prismrec.tracking.uri import artifact_location, quiet_mlflow, resolve_uri
+from prismrec.tracking.uri import artifact_location, quiet_mlflow, resolve_uri, sqlite_path
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ _LONGEST_VALUE = 6000
 """Characters that MLflow keeps of a parameter's value."""
 _PER_REQUEST = 100
 """Parameters that MLflow takes in one request."""
+_METRICS_PER_REQUEST = 1000
+"""Metrics that MLflow takes in one request."""
 
 
 class MlflowTracker:
@@ -102,8 +104,18 @@ class MlflowTracker:
 
     @classmethod
     def attach(cls, uri: str, run_id: str) -> MlflowTracker:
-        """A run that another process has started; `uri` is that tracker's `uri`."""
+        """A run that another process has started; `uri` is that tracker's `uri`.
+
+        Raises:
+            UserError: the URI is an SQLite file that this machine does not have.
+        """
         quiet_mlflow()
+        path = sqlite_path(uri)
+        if path is not None and not path.exists():
+            raise UserError(
+                f"tracking.uri: {uri} is not on the machine of this worker; with workers on other "
+                "machines start an MLflow server and give its address"
+            )
         return cls(uri, run_id, owns_status=False)
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
@@ -120,10 +132,17 @@ class MlflowTracker:
             self._put(partial(self._client.log_batch, self.run_id, params=part))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers as of a step, dated now, whenever they arrive."""
+        """Numbers as of a step, dated now, whenever they arrive.
+
+        MLflow knows no `=` in a name: `click/auc/domain=3` is recorded as `click/auc/domain:3`.
+        """
         now_ms = int(time.time() * 1000)
-        entries = [Metric(name, float(v), now_ms, step) for name, v in metrics.items()]
-        self._put(lambda: self._client.log_batch(self.run_id, metrics=entries))
+        entries = [
+            Metric(name.replace("=", ":"), float(v), now_ms, step) for name, v in metrics.items()
+        ]
+        for start in range(0, len(entries), _METRICS_PER_REQUEST):
+            part = entries[start : start + _METRICS_PER_REQUEST]
+            self._put(partial(self._client.log_batch, self.run_id, metrics=part))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Words to find the run by; a later value replaces an earlier one."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from prismrec.config import UserError
-from prismrec.serving.redact import without_password
+from prismrec.config.redact import without_password
 
 ARTIFACTS = "mlartifacts"
 """Folder beside an SQLite file that holds the files of its runs."""
@@ -37,6 +37,11 @@ def resolve_uri(uri: str, base: Path | None = None) -> str:
     path = (base or Path.cwd()) / uri.removeprefix(_SQLITE)
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"{_SQLITE}{path.resolve()}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite URI; None for a server."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def artifact_location(uri: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from prismrec.data.lookup import raw_rows
 from prismrec.data.reader import Reader
 from prismrec.train.evaluate import evaluation_mode, logit_offsets, predict_batch
 from prismrec.train.feed import Splits
+from prismrec.train.model import Leaf
 from prismrec.train.sharding import ShardedModel
 
 MAX_ROWS = 20_000
@@ -32,10 +35,9 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
     """
     reader = splits.held_out()
     leaf = sharded.leaf
-    was_bf16, leaf.is_bf16 = leaf.is_bf16, False
     offsets, tables = logit_offsets(recipe), []
     before = (0,) * reader.lanes.num_lanes
-    with evaluation_mode(sharded):
+    with evaluation_mode(sharded), _full_precision(leaf):
         for step, (batch, state) in enumerate(reader.epoch()):
             logits = predict_batch(sharded, batch.to(sharded.ranks.device)).cpu() + offsets
             if sharded.ranks.is_first:
@@ -45,9 +47,17 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
             before = state.offsets
             if (step + 1) * reader.batch_rows >= MAX_ROWS:
                 break
-    leaf.is_bf16 = was_bf16
     if sharded.ranks.is_first:
         pq.write_table(pa.concat_tables(tables), path)
+
+
+@contextmanager
+def _full_precision(leaf: Leaf) -> Iterator[None]:
+    was_bf16, leaf.is_bf16 = leaf.is_bf16, False
+    try:
+        yield
+    finally:
+        leaf.is_bf16 = was_bf16
 
 
 def _table(

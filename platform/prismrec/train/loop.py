@@ -76,7 +76,9 @@ class Session:
             self.tracker.log_metrics(metrics | {"rows_seen": state.rows_seen}, state.step)
 
 
-def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
+def train(  # noqa: PLR0915 - the one function that is read from top to bottom
+    recipe: Recipe, source: DataSource, session: Session
+) -> Outcome:
     """Train until the recipe's end, a stop request or the end of patience.
 
     Goes on from the newest checkpoint in the run's directory, if there is one.
@@ -104,10 +106,11 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
     _record_start(session, sharded, precision, total_steps)
 
     meter, pipeline = Meter(recipe, ranks, total_steps), Pipeline(sharded)
-    stop = StopRequest(session.stop_files(), ranks)
+    stop, stopped = StopRequest(session.stop_files(), ranks), ""
     with signals_ask(session.stop_files()[1]), Feed(splits, state, total_steps) as feed:
         while state.step < total_steps and not state.stopped_early:
-            if stop.agreed():
+            stopped = stop.agreed()
+            if stopped:
                 break
             torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
             output = pipeline.step(feed)
@@ -126,16 +129,12 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
                     saver.save(state)
 
     pipeline.close()
+    rows_per_second = meter.examples_per_second()
     saver.finish(state)
-    seen = Outcome(
-        saver.newest(),
-        state.step,
-        {},
-        meter.examples_per_second(),
-        stop.agreed() or ("patience" if state.stopped_early else ""),
-        _unknown_ids(session, splits, state),
-    )
-    if stop.agreed():
+    why = stopped or ("patience" if state.stopped_early else "")
+    unknown_ids = _unknown_ids(session, splits, state)
+    seen = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
+    if stopped:
         return seen
     checkpoint = saver.restore_best()
     metrics = _final_report(session, evaluator, splits, state)
@@ -167,9 +166,9 @@ def _precision(recipe: Recipe, session: Session) -> str:
 
     Collective: every rank calls it.
     """
-    wanted = recipe.train.precision
+    wanted: str = recipe.train.precision
     if wanted == "auto":
-        wanted = session.files.facts().get("precision", wanted)
+        wanted = session.ranks.share_text(session.files.facts().get("precision", wanted))
     precision = resolve_precision(wanted, session.ranks)
     if session.ranks.is_first:
         session.files.record({"precision": precision})

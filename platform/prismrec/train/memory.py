@@ -13,8 +13,9 @@ def reuse_freed_memory() -> None:
     """Let this process keep up to 1 GiB of freed memory for later allocations up to 256 MiB.
 
     Left alone, the C library hands the large tensors of a step back to the system and has every page
-    of them made and zeroed anew in the next step: 11,000 page faults, a tenth of a step of the
-    benchmark's model. Does nothing where the C library is not glibc.
+    of them made and zeroed anew in the next step: 10,000 page faults and more, 7 % of a float32 step
+    and 18 % of a bfloat16 step of the benchmark's model (`benchmarks/results/train_step_notes.md`).
+    Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -13,7 +13,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import UserError
 from prismrec.config.train import DenseOptimizer, Schedule
+from prismrec.models.batch_norm import BatchNorm
+from prismrec.models.layers import LayerNorm
 
+_NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, BatchNorm, LayerNorm)
 _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -39,12 +42,15 @@ def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
     return schedule.min_factor + (1 - schedule.min_factor) * left
 
 
-def dense_optimizer(
-    parameters: Mapping[str, nn.Parameter], section: DenseOptimizer
-) -> torch.optim.Optimizer:
+def dense_optimizer(model: nn.Module, section: DenseOptimizer) -> torch.optim.Optimizer:
     """The optimizer of the dense weights; weight decay spares biases and normalisation."""
-    decayed = [p for p in parameters.values() if p.dim() > 1]
-    spared = [p for p in parameters.values() if p.dim() <= 1]
+    spared: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_spared = name == "bias" or isinstance(module, _NORMS) or parameter.dim() <= 1
+            if parameter.requires_grad:
+                (spared if is_spared else decayed).append(parameter)
     arguments: dict[str, Any] = {"lr": section.learning_rate}
     if section.name in ("adam", "adamw"):
         arguments |= {"betas": (section.beta1, section.beta2), "eps": section.eps, "fused": True}

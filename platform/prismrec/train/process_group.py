@@ -47,6 +47,23 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def share_text(self, text: str) -> str:
+        """Rank 0's text, on every rank.
+
+        Collective: every rank calls it; what the others give is ignored.
+
+        Args:
+            text: at most 1,024 bytes of UTF-8.
+        """
+        if self.world_size == 1:
+            return text
+        letters = torch.zeros(1024, dtype=torch.uint8)
+        if self.is_first:
+            encoded = text.encode()
+            letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).rstrip(b"\0").decode()
+
     def agree(self, flag: bool) -> bool:
         """Whether the flag is set on any rank.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,9 +66,11 @@ class RunFiles:
         return self.directory / (f"stop-{attempt}" if attempt else "stop")
 
     def begin(self) -> None:
-        """Forget how an earlier start of the run ended."""
+        """Forget how an earlier start of the run ended, and what it exported."""
         for path in (self.outcome, *self.directory.glob("stop*"), *self.directory.glob("error-*")):
             path.unlink(missing_ok=True)
+        if self.bundle.exists():
+            shutil.rmtree(self.bundle)
 
     def write_outcome(self, outcome: Mapping[str, Any]) -> None:
         """Put down what the training came to; whoever sees the file sees all of it."""
@@ -172,8 +176,13 @@ def latest_run(recipe: Recipe) -> RunFiles:
         UserError: there is none to resume.
     """
     parent = Path(recipe.out).absolute()
+    stamped = re.compile(re.escape(recipe.name) + r"-\d{8}-\d{6}(-\d+)?")
     found = sorted(
-        (path for path in parent.glob(f"{recipe.name}-*") if (path / "recipe.json").exists()),
+        (
+            path
+            for path in parent.glob(f"{recipe.name}-*")
+            if stamped.fullmatch(path.name) and (path / "recipe.json").exists()
+        ),
         key=lambda path: path.stat().st_mtime,
     )
     if not found:

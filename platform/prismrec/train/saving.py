@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Saver:
         Raises:
             UserError: the checkpoint is of other data, lanes or another model.
         """
-        path = latest(self._directory)
+        path = self._chosen(latest)
         if path is None:
             return TrainState()
         extra = self._load(path)
@@ -128,7 +129,7 @@ class Saver:
 
         Collective: every rank calls it.
         """
-        path = best(self._directory) if self._recipe.checkpoint.keep_best else None
+        path = self._chosen(best) if self._recipe.checkpoint.keep_best else None
         newest = self.newest()
         if path is not None and path != newest:
             self._load(path)
@@ -137,16 +138,25 @@ class Saver:
     def newest(self) -> Path:
         """The checkpoint that a resumed run goes on from.
 
+        Collective: every rank calls it.
+
         Raises:
             UserError: there is none.
         """
-        path = latest(self._directory)
+        path = self._chosen(latest)
         if path is None:
             raise UserError(
                 f"{self._directory}: no whole checkpoint in it, though one was saved; something "
                 "removed it: start a new run"
             )
         return path
+
+    def _chosen(self, choose: Callable[[Path], Path | None]) -> Path | None:
+        """The checkpoint that rank 0 chooses: ranks may see a shared directory differently."""
+        ranks = self._sharded.ranks
+        chosen = choose(self._directory) if ranks.is_first else None
+        name = ranks.share_text(chosen.name if chosen else "")
+        return self._directory / name if name else None
 
     def _load(self, path: Path) -> dict[str, Any]:
         sharded = self._sharded

@@ -104,7 +104,10 @@ def shard_model(
         parts.model, device=ranks.device, plan=plan, sharders=[Sharder()]
     )
     dense = {name: p for name, p in parts.leaf.ranker.named_parameters() if p.requires_grad}
-    plain = [dense_optimizer(dense, recipe.train.optimizer), *_of_replicas(dmp, spec, replicated)]
+    plain = [
+        dense_optimizer(parts.leaf.ranker, recipe.train.optimizer),
+        *_of_replicas(dmp, spec, replicated),
+    ]
     check_coverage(dmp, plain)
     optimizers = Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps)
     optimizers.clip_norm = recipe.train.clip_norm

@@ -60,8 +60,8 @@ def test_the_cost_of_compression_by_hand() -> None:
 def test_usual_bounds_and_those_of_the_recipe() -> None:
     assert bounds_of(ExportSection(table_type="fp16")) == Bounds(1e-4, 1e-4)
     assert bounds_of(ExportSection(table_type="int8", max_auc_change=1e-3)) == Bounds(1e-3, 5e-4)
-    with pytest.raises(UserError, match=r"set export.max_auc_change and export.max_logloss_change"):
-        bounds_of(ExportSection(table_type="int4", max_auc_change=0.1))
+    int4 = ExportSection(table_type="int4", max_auc_change=0.1, max_logloss_change=0.2)
+    assert bounds_of(int4) == Bounds(0.1, 0.2)
 
 
 def test_only_a_loss_of_auc_counts_but_any_move_of_logloss() -> None:

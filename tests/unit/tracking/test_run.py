@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ def test_a_run_holds_what_was_logged(section: TrackingSection, tmp_path: Path) -
     )
     for step in range(5):
         tracker.log_metrics({"click/auc": step / 10, "loss": 1.0 - step / 10}, step)
+    slices = {f"test/click/auc/domain={each}": each / 2000 for each in range(1500)}
+    tracker.log_metrics(slices | {"test/click/ne": float("nan")}, 5)
     plot = tmp_path / "loss.png"
     plot.write_bytes(b"png")
     tracker.log_file(plot, "plots")
@@ -44,6 +47,8 @@ def test_a_run_holds_what_was_logged(section: TrackingSection, tmp_path: Path) -
     assert (run.data.params["none"], len(run.data.params["long"])) == ("", 6000)
     history = client.get_metric_history(tracker.run_id, "click/auc")
     assert [(each.step, each.value) for each in history] == [(i, i / 10) for i in range(5)]
+    assert run.data.metrics["test/click/auc/domain:1499"] == 1499 / 2000
+    assert math.isnan(run.data.metrics["test/click/ne"])
     assert run.data.metrics["system/system_memory_usage_percentage"] > 0
     files = tmp_path / "track" / "mlartifacts" / tracker.run_id / "artifacts"
     assert (files / "plots" / "loss.png").read_bytes() == b"png"
@@ -56,6 +61,8 @@ def test_a_worker_adds_to_a_run_and_leaves_its_status(section: TrackingSection) 
     worker = MlflowTracker.attach(driver.uri, driver.run_id)
     worker.log_metrics({"loss": 0.5}, 3)
     assert worker.close("FINISHED")
+    with pytest.raises(UserError, match="start an MLflow server and give its address"):
+        MlflowTracker.attach("sqlite:////nowhere/mlflow.db", driver.run_id)
     client = MlflowClient(driver.uri)
     assert client.get_run(driver.run_id).info.status == "RUNNING"
     assert driver.close("FAILED")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prismrec.config import UserError
-from prismrec.serving.redact import without_password
+from prismrec.config.redact import without_password
 from prismrec.tracking.uri import artifact_location, resolve_uri
 
 

@@ -56,9 +56,7 @@ def test_a_restored_state_goes_on_as_the_first_would_have():
         torch.manual_seed(0)
         layer = torch.nn.Linear(3, 2)
         names = {p: n for n, p in layer.named_parameters()}
-        optimizer = dense_optimizer(
-            dict(layer.named_parameters()), DenseOptimizer(weight_decay=0.1)
-        )
+        optimizer = dense_optimizer(layer, DenseOptimizer(weight_decay=0.1))
         flat = flat_state(optimizer, names)
         if state:
             layer.load_state_dict(weight)
@@ -81,8 +79,20 @@ def test_a_restored_state_goes_on_as_the_first_would_have():
 
 def test_biases_are_spared_by_weight_decay():
     layer = torch.nn.Linear(3, 2)
-    optimizer = dense_optimizer(dict(layer.named_parameters()), DenseOptimizer(weight_decay=0.5))
+    optimizer = dense_optimizer(layer, DenseOptimizer(weight_decay=0.5))
     decays = {
         tuple(p.shape): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]
     }
     assert decays == {(2, 3): 0.5, (2,): 0.0}
+
+
+def test_stacked_biases_and_norms_are_spared_too():
+    from prismrec.models.layers import MLP
+
+    stack = MLP(3, [4], copies=2, norm="layer")
+    optimizer = dense_optimizer(stack, DenseOptimizer(weight_decay=0.5))
+    names = {id(p): name for name, p in stack.named_parameters()}
+    decayed = [
+        names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]
+    ]
+    assert decayed == ["linears.0.weight"]
