@@ -1,1 +1,1 @@
-"""TODO."""
+"""What runs on a cluster: training, evaluation, prediction, the demo; recipes are beside it."""
