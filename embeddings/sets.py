@@ -12,6 +12,7 @@ from typing import Literal
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature
 from prismrec.config.embedding import (
+    COUPLING_OPTIMIZERS,
     MAX_WIDTH,
     EmbeddingSection,
     ShardingKind,
@@ -191,10 +192,10 @@ def _optimizer(section: EmbeddingSection, options: TableOptions | None) -> Table
 
 
 def _check_coupling(section: EmbeddingSection, table: TableSpec, num_sets: int) -> None:
-    is_row_wise = table.optimizer.name in ROW_WISE_STATE
-    if is_row_wise and table.layout == "packed" and num_sets > 1 and not section.allow_coupled_sets:
+    couples = table.optimizer.name in COUPLING_OPTIMIZERS and table.layout == "packed"
+    if couples and num_sets > 1 and not section.allow_coupled_sets:
         raise UserError(
-            f"embedding.tables.{table.name}: {table.optimizer.name} keeps one accumulator per row, "
+            f"embedding.tables.{table.name}: {table.optimizer.name} scales a row as a whole, "
             "which couples its packed sets; use layout = 'separate', optimizer.name = 'adagrad', "
             "or embedding.allow_coupled_sets = true"
         )

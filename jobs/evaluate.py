@@ -214,9 +214,7 @@ def labelled(table: pa.Table, tasks: Sequence[Task], where: str) -> tuple[Tensor
     return labels, valid
 
 
-def _update(
-    evaluation: Evaluation, inference: InferenceModel, table: pa.Table, where: str
-) -> None:
+def _update(evaluation: Evaluation, inference: InferenceModel, table: pa.Table, where: str) -> None:
     recipe = inference.recipe
     labels, valid = labelled(table, recipe.tasks, where)
     group, domain = recipe.features.group, recipe.features.domain

@@ -16,6 +16,7 @@ from prismrec.checkpoint import latest
 from prismrec.checkpoint.directory import remove_unfinished
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.config.external import find_modules_in
+from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizer
@@ -134,6 +135,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
             "verbose": options.verbose,
             "tracking": {"uri": tracker.uri, "run": tracker.run_id},
             "modules": str(Path.cwd()),
+            "threads": threads_asked(),
         }
         with _ended(tracker, files):
             with (

@@ -13,6 +13,10 @@ MAX_WIDTH = 1024
 """FBGEMM returns zeros, without a word, for rows wider than this."""
 
 
+COUPLING_OPTIMIZERS = ("rowwise_adagrad", "partial_rowwise_adam", "lamb")
+"""Optimizers with one number for a whole row: packed sets change each other's steps."""
+
+
 def check_width(width: int) -> int:
     """A width that FBGEMM's kernels can hold in one shard.
 
@@ -135,11 +139,11 @@ class EmbeddingSection(Section):
             raise ValueError(f"sets named twice: {', '.join(twice)}")
         if "linear" in names:
             raise ValueError("the set name 'linear' is taken by the first-order weights")
-        rowwise = self.optimizer.name in ("rowwise_adagrad", "partial_rowwise_adam")
+        coupling = self.optimizer.name in COUPLING_OPTIMIZERS
         packed = self.layout == "packed" and len(self.resolved_sets) > 1
-        if rowwise and packed and not self.allow_coupled_sets:
+        if coupling and packed and not self.allow_coupled_sets:
             raise ValueError(
-                f"{self.optimizer.name} keeps one accumulator per row, which couples packed sets; "
+                f"{self.optimizer.name} scales a row as a whole, which couples packed sets; "
                 "use layout = 'separate', optimizer.name = 'adagrad', or allow_coupled_sets = true"
             )
         return self

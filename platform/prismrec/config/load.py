@@ -138,6 +138,8 @@ def _explain(details: ErrorDetails, tree: dict[str, Any]) -> list[str]:
     if kind in _TYPES:
         got = details["input"]
         return [f"{where}: must be {_TYPES[kind]}, got {got!r} ({type(got).__name__})"]
+    if kind == "string_pattern_mismatch":
+        return [f"{where}: {details['input']!r} is not of the form {context['pattern']}"]
     message = str(context["error"]) if kind == "value_error" else details["msg"]
     return [f"{where}: {line}" if where else line for line in message.split("\n")]
 

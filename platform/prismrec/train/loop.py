@@ -104,6 +104,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     sharded.optimizers.start_at(state.step)
     evaluator = Evaluator(recipe, sharded, splits.frequency())
     _record_start(session, sharded, precision, total_steps)
+    session.log(sharded.table_memory(), state)
 
     meter, pipeline = Meter(recipe, ranks, total_steps), Pipeline(sharded)
     stop, stopped = StopRequest(session.stop_files(), ranks), ""

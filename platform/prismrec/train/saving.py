@@ -78,6 +78,7 @@ class Saver:
             report: the evaluation of these weights, if there was one.
         """
         sharded = self._sharded
+        self._checkpointer.wait()  # one copy in host memory at a time, as the plan counts it
         self._checkpointer.save(
             state.step,
             capture(

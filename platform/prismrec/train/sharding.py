@@ -14,13 +14,16 @@ from prismrec.config import Recipe
 from prismrec.embeddings import access
 from prismrec.embeddings import optimizers as table_optimizers
 from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.memory import local_bytes
 from prismrec.embeddings.plan import (
     Placement,
     Sharder,
     data_parallel_tables,
     describe_plan,
     device_memory,
+    host_memory_per_rank,
     plan_tables,
+    predicted_bytes,
 )
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import LocalShard
@@ -72,6 +75,23 @@ class ShardedModel:
         """The moving average of the dense weights, or nothing."""
         return dict(self.optimizers.ema.averages) if self.optimizers.ema else {}
 
+    def table_memory(self) -> dict[str, float]:
+        """Bytes of tables with optimizer state as planned and as they are, on the fullest rank.
+
+        Collective: every rank calls it.
+
+        Returns:
+            `memory/predicted_bytes` and `memory/table_bytes`.
+        """
+        world_size = self.ranks.world_size
+        held = torch.zeros(world_size, dtype=torch.int64, device=self.ranks.device)
+        held[self.ranks.rank] = local_bytes(self.shards()).total
+        predicted = max(each.total for each in predicted_bytes(self.plan, world_size))
+        return {
+            "memory/predicted_bytes": float(predicted),
+            "memory/table_bytes": float(self.ranks.sum(held).max()),
+        }
+
 
 def shard_model(
     recipe: Recipe, spec: EmbeddingSpec, ranks: Ranks, *, is_bf16: bool, total_steps: int
@@ -92,6 +112,7 @@ def shard_model(
         device=ranks.device.type,
         memory=device_memory(ranks.device, ranks.local_world_size),
         batch_size=recipe.data.global_batch_size // ranks.world_size,
+        host_memory=host_memory_per_rank(ranks.local_world_size),
     )
     group = dist.group.WORLD
     assert group is not None
@@ -115,7 +136,7 @@ def shard_model(
         optimizers.ema = Ema(dense, recipe.train.ema_decay)
     names = {parameter: name for name, parameter in dense.items()}
     sharded = ShardedModel(
-        dmp, parts.leaf, spec, describe_plan(plan), optimizers, plain, ranks, names
+        dmp, parts.leaf, spec, describe_plan(plan, spec), optimizers, plain, ranks, names
     )
     access.initialize(sharded.shards(), spec)
     return sharded

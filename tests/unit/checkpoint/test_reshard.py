@@ -243,7 +243,8 @@ def test_blocks_must_cover_every_element_once(
 
 def test_shapes_of_the_model() -> None:
     tables = tuple(
-        TableSpec(name, rows, (name,), "sum", "packed", "auto", TableOptimizer()) for name, rows in ROWS.items()
+        TableSpec(name, rows, (name,), "sum", "packed", "auto", TableOptimizer())
+        for name, rows in ROWS.items()
     )
     sets = tuple(EmbeddingSet(name, dim, 0.1) for name, dim in WIDTHS.items())
     spec = EmbeddingSpec(sets, tables, tuple(ROWS), "fp32")

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
         {},
         {"embedding": {"sets": [{"name": "a", "dim": 8}, {"name": "b", "dim": 16}]}},
         {"embedding": {"tables": {"user": {"rows": 7}}}},
-        {"features": {"sparse": ["the user.id"]}, "embedding": {"tables": {"the user.id": {}}}},
+        {"features": {"sparse": ["the user id"]}, "embedding": {"tables": {"the user id": {}}}},
         {"model": {"name": "team.models:build", "options": {"depth": 2, "deep": {"x": [0.5]}}}},
         {"tracking": {"registry_name": ""}, "data": {"path": "d", "splits": {"test": ["day > 3"]}}},
     ],
@@ -40,7 +40,9 @@ def test_toml_shows_defaults_and_what_is_not_set() -> None:
     assert "learning_rate = 0.05" in lines[lines.index("[embedding.optimizer]") :][:3]
     assert "# steps is not set" in lines
     assert "hidden = [8, 4]" in lines
-    task = '  { name = "click", label = "is_click", loss = "bce", weight = 1.0, negative_rate = 1.0 },'
+    task = (
+        '  { name = "click", label = "is_click", loss = "bce", weight = 1.0, negative_rate = 1.0 },'
+    )
     assert lines[lines.index("tasks = [") + 1] == task
 
 

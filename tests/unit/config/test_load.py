@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
@@ -91,11 +92,64 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
             "couples packed sets",
         ),
         (["model.name=my_team.models:build", "model.hiden=3"], "model.hiden: unknown key"),
+        (
+            ["export.table_type=int4", "export.max_auc_change=0.1"],
+            "export: int4 tables cost accuracy that only you can judge; set export.max_auc_change",
+        ),
+        (
+            ["train.device=cpu", "embedding.optimizer.name=adam"],
+            "embedding.optimizer.name: 'adam' is not supported in CPU mode (table 'user'); "
+            "on CPU there are sgd, adagrad, rowwise_adagrad",
+        ),
+        (
+            ["train.device=cpu", "embedding.optimizer.weight_decay=0.1"],
+            "weight_decay: the CPU kernels ignore weight decay (table 'user'); set it to 0",
+        ),
+        (
+            ["train.device=cpu", "embedding.tables.item.optimizer.name=lamb"],
+            "'lamb' is not supported in CPU mode (table 'item')",
+        ),
+        (["tasks=[{name='a/b', label='y'}]"], "tasks[0].name: "),
+        (["tasks=[{name='..', label='y'}]"], "tasks[0].name: "),
+        (["tasks=[{name='like it', label='y'}]"], "tasks[0].name: "),
+        (
+            ["features.sparse=['user.id']"],
+            "features.sparse[0].table: not set, so the table has the name of the column, 'user.id', "
+            "but cannot hold '.', '/' or '__'; set `table`",
+        ),
+        (
+            ["features.sparse=['user', {name='item', table='a__b'}]"],
+            "features.sparse[1].table: the name of a table is not empty and cannot hold",
+        ),
+        (["embedding.sets=[{name='a/b', dim=8}]"], "embedding.sets[0].name: the name of a set"),
+        (["embedding.sets=[{name='_b', dim=8}]"], "does not begin with '_' and cannot hold"),
     ],
 )
 def test_checks_across_sections(recipe_file, overrides, message):
-    with pytest.raises(config.ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(config.ConfigError, match=re.escape(message)):
         config.load(recipe_file(MINIMAL), overrides)
+
+
+def test_what_only_sounds_wrong_is_allowed(recipe_file):
+    """The optimizer on another device, int4 with both bounds, and a table for a column's name."""
+    overrides = [
+        "embedding.optimizer.name=adam",
+        "export={table_type='int4', max_auc_change=0.1, max_logloss_change=0.2}",
+        "features.sparse=[{name='user.id', table='user'}, 'item']",
+        "tasks=[{name='is-click_2.0', label='y'}]",
+    ]
+    recipe = config.load(recipe_file(MINIMAL), overrides)
+    assert recipe.export.bounds == (0.1, 0.2)
+    assert recipe.best_metric() == "is-click_2.0/auc"
+    assert [feature.table_name for feature in recipe.features.sparse] == ["user", "item"]
+
+
+def test_a_table_with_an_optimizer_of_its_own_hides_that_of_all(recipe_file):
+    own = [f"embedding.tables.{name}.optimizer.name=sgd" for name in ("user", "item")]
+    everyone = ["train.device=cpu", "embedding.optimizer.name=adam"]
+    assert config.load(recipe_file(MINIMAL), [*everyone, *own]).train.device == "cpu"
+    with pytest.raises(config.ConfigError, match=r"CPU mode \(table 'item'\)"):
+        config.load(recipe_file(MINIMAL), [*everyone, own[0]])
 
 
 def test_sets_one_by_one(recipe_file):

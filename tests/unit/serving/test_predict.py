@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -108,3 +109,28 @@ def test_results_are_not_overwritten(model: InferenceModel, tmp_path: Path) -> N
     assert predict_parquet(model, str(tmp_path / "data"), tmp_path / "out") == 3
     with pytest.raises(UserError, match=r"out: already there and not empty"):
         predict_parquet(model, str(tmp_path / "data"), tmp_path / "out")
+
+
+def test_an_fsspec_url_reads_like_a_directory(model: InferenceModel, tmp_path: Path) -> None:
+    write(tmp_path / "data" / "day=1" / "a.parquet", table(20, 1))
+    write(tmp_path / "data" / "day=2" / "b.parquet", table(9, 2))
+    write(tmp_path / "data" / "_old" / "c.parquet", table(5, 3))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/prismrec-predict", recursive=True)
+    try:
+        rows = predict_parquet(model, "memory://prismrec-predict", tmp_path / "far")
+        one = predict_parquet(
+            model, "memory://prismrec-predict/day=2/b.parquet", tmp_path / "single"
+        )
+    finally:
+        memory.rm("/prismrec-predict", recursive=True)
+    assert (rows, one) == (29, 9)
+    assert predict_parquet(model, str(tmp_path / "data"), tmp_path / "near") == 29
+    assert not (tmp_path / "far" / "_old").exists()
+    for name in ("day=1/a.parquet", "day=2/b.parquet"):
+        near, far = (pq.ParquetFile(tmp_path / each / name).read() for each in ("near", "far"))
+        assert far.equals(near)
+    single = pq.ParquetFile(tmp_path / "single" / "b.parquet").read()
+    assert single.equals(pq.ParquetFile(tmp_path / "near" / "day=2" / "b.parquet").read())
+    with pytest.raises(UserError, match=r"'nowhere://x' is on no file system that can be read"):
+        predict_parquet(model, "nowhere://x", tmp_path / "out")

@@ -1,0 +1,139 @@
+"""`models` and `evaluate` from the command line, over a registry in SQLite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from prismrec.cli.main import main
+from prismrec.config.train import TrackingSection
+from prismrec.serving.inference import InferenceModel
+from prismrec.tracking.registry import Registry
+from prismrec.tracking.run import MlflowTracker
+from tests.unit.serving.world import RAW, SCHEMA, make_world, random_raw
+
+Captured = pytest.CaptureFixture[str]
+TAGS = {"data": "rows", "data_fingerprint": "f00"}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command sets for its child processes must not reach the next test."""
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(each) for each in arguments])
+    code = left.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture
+def registered(section: TrackingSection, tmp_path: Path) -> str:
+    """Tracking URI of a registry with `ctr` 1 (champion) and 2, of which 2 is better."""
+    for version, (auc, scale) in enumerate(((0.7, 0.05), (0.72, 0.5)), 1):
+        tracker = MlflowTracker.start(section, f"run {version}")
+        tracker.close()
+        bundle = make_world(scale).bundle(tmp_path / str(version))
+        metrics = {"click/auc": auc, "click/gauc": float("nan")}
+        Registry(section.uri).register(tracker.run_id, bundle, "ctr", metrics, TAGS)
+    return section.uri
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Rows whose `bought` is always 1: its AUC has no value."""
+    rows = 120
+    (tmp_path / "data").mkdir()
+    clicked = np.random.default_rng(1).integers(0, 2, rows)
+    table = pa.table({**random_raw(rows, 2), "clicked": clicked, "bought": [1] * rows})
+    pq.write_table(table.append_column("note", pa.array([0] * rows)), tmp_path / "data/a.parquet")
+    SCHEMA.write(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def strict_json(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_show_promote_and_export(registered: str, tmp_path: Path, capsys: Captured) -> None:
+    assert run("models", "show", "ctr@champion", "--tracking-uri", registered, "--json") == 0
+    shown = strict_json(capsys.readouterr().out)
+    assert (shown["name"], shown["version"], shown["aliases"]) == ("ctr", 1, ["champion"])
+    assert shown["metrics"]["click/auc"] == 0.7
+    assert shown["tags"]["data_fingerprint"] == "f00"
+
+    promote = (
+        "models",
+        "promote",
+        "models:/ctr/2",
+        "--metric",
+        "click/auc",
+        "--tracking-uri",
+        registered,
+    )
+    assert run(*promote, "--min-gain", "0.05") == 2
+    assert "0.720000 against 0.700000" in capsys.readouterr().err
+    assert run("models", "show", "ctr/2", "--tracking-uri", registered) == 0
+    table = capsys.readouterr().out
+    assert "click/auc" in table
+    assert "0.7200" in table
+    assert run(*promote) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "0.720000" in captured.err
+    assert run("models", "list", "--tracking-uri", registered, "--json") == 0
+    aliases = {row["version"]: row["aliases"] for row in strict_json(capsys.readouterr().out)}
+    assert aliases == {1: ["previous"], 2: ["champion"]}
+
+    out = tmp_path / "copy"
+    assert run("models", "export", "ctr@champion", out, "--tracking-uri", registered) == 0
+    assert str(out) in capsys.readouterr().err
+    logits = InferenceModel.load(out).predict_logits(RAW)
+    assert torch.allclose(logits, make_world(0.5).expected_logits(RAW), atol=2e-6)
+    assert run("models", "export", "ctr@champion", out, "--tracking-uri", registered) == 2
+    assert "already there" in capsys.readouterr().err
+
+
+def test_evaluate_against_another_version(registered: str, data: Path, capsys: Captured) -> None:
+    arguments = (
+        "evaluate",
+        "ctr/2",
+        "--data",
+        data,
+        "--split",
+        "all",
+        "--tracking-uri",
+        registered,
+    )
+    arguments = (*arguments, "--against", "ctr/1")
+    assert run(*arguments, "--json") == 0
+    document = strict_json(capsys.readouterr().out)
+    assert (document["model"], document["rows"]) == ("models:/ctr/2", 120)
+    against = document["against"]
+    assert against["model"] == "ctr/1"
+    assert against["click"]["auc"] == pytest.approx(document["test"]["click/auc"])
+    assert against["click"]["difference"] == pytest.approx(
+        against["click"]["auc"] - against["click"]["rival_auc"]
+    )
+    assert against["click"]["low"] < against["click"]["difference"] < against["click"]["high"]
+    assert document["test"]["buy/auc"] is None  # all labels are equal
+    assert against["buy"]["difference"] is None
+    assert document["test"]["buy/rows"] == 120
+
+    assert run(*arguments) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{against['click']['difference']:.4f}" in printed
+    assert "AUC of ctr/1" in printed

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prismrec.config import Recipe, UserError, from_dict
+from prismrec.data.schema import Column, DataSchema
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
+
+SCHEMA = DataSchema(
+    name="shop",
+    columns={
+        "user": Column(kind="id", num_ids=100),
+        "item": Column(kind="id", num_ids=50),
+        "seen": Column(kind="ids", num_ids=60),
+        "bought": Column(kind="ids", num_ids=60),
+        "price": Column(kind="number"),
+        "click": Column(kind="label"),
+    },
+)
+
+
+def _recipe(sparse: list[Any], **embedding: Any) -> Recipe:
+    document = {
+        "name": "test",
+        "data": {"path": "nowhere"},
+        "features": {"sparse": sparse},
+        "embedding": embedding,
+        "model": {"name": "dnn"},
+        "tasks": [{"name": "click", "label": "click"}],
+    }
+    return from_dict(document, source="test")
+
+
+def _spec(sparse: list[Any], **embedding: Any) -> EmbeddingSpec:
+    recipe = _recipe(sparse, **embedding)
+    return embedding_spec(recipe, SCHEMA, needs_sets=True, needs_linear=False)
+
+
+def test_features_of_a_table_share_the_most_rows_and_one_for_unknown_ids() -> None:
+    shared = {"name": "seen", "table": "items", "pooling": "mean"}
+    spec = _spec(["user", {"name": "item", "table": "items"}, shared], dim=8)
+    user, items = spec.tables
+    assert (user.name, user.rows, user.features, user.pooling) == ("user", 101, ("user",), "sum")
+    assert (items.name, items.rows, items.features) == ("items", 61, ("item", "seen"))
+    assert items.pooling == "mean", "an id by itself has no say"
+    assert spec.fields == ("user", "item", "seen")
+    assert spec.table_of("seen") is items
+
+
+def test_the_linear_set_is_last_and_its_width_a_multiple_of_four() -> None:
+    recipe = _recipe(["user"], sets=[{"name": "a", "dim": 8}, {"name": "b", "dim": 16}])
+    spec = embedding_spec(recipe, SCHEMA, needs_sets=True, needs_linear=True)
+    assert [(each.name, each.dim) for each in spec.sets] == [("a", 8), ("b", 16), (LINEAR, 4)]
+    assert spec.offsets() == {"a": (0, 8), "b": (8, 24), LINEAR: (24, 28)}
+    assert spec.packed_width == 28
+
+
+def test_packed_rows_wider_than_the_kernels_take_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"3 sets makes rows of width 1536, over 1024 \(tables user"
+    ):
+        _spec(["user"], dim=512, num_sets=3)
+    assert _spec(["user"], dim=512, num_sets=2).packed_width == 1024
+    assert _spec(["user"], dim=512, num_sets=3, layout="separate").packed_width == 1536
+
+
+def test_only_the_packed_tables_are_named_as_too_wide() -> None:
+    separate = {"user": {"layout": "separate"}}
+    with pytest.raises(UserError, match=r"\(tables item\)"):
+        _spec(["user", "item"], dim=512, num_sets=3, tables=separate)
+
+
+def test_features_of_a_table_must_agree_on_pooling() -> None:
+    seen = {"name": "seen", "table": "items", "pooling": "sum"}
+    bought = {"name": "bought", "table": "items", "pooling": "mean"}
+    with pytest.raises(UserError, match="tables.items: .*pooling.*seen: sum, bought: mean"):
+        _spec([seen, bought])
+
+
+def test_a_column_that_is_missing_or_of_another_kind_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"features.sparse\[1\]: .*'shop' has no column 'itme'.*item"
+    ):
+        _spec(["user", "itme"])
+    with pytest.raises(UserError, match=r"features.sparse\[0\]: column 'price' .* 'number'.*'id'"):
+        _spec(["price"])
+
+
+def test_a_tables_own_options_replace_everyones() -> None:
+    tables = {
+        "user": {"rows": 10, "sharding": "row_wise", "learning_rate": 0.5},
+        "item": {"optimizer": {"name": "sgd"}},
+    }
+    user, item, seen = _spec(["user", "item", "seen"], tables=tables).tables
+    assert (user.rows, user.sharding, user.optimizer.learning_rate) == (11, "row_wise", 0.5)
+    assert (user.optimizer.name, item.optimizer.name, seen.optimizer.name) == (
+        "adagrad",
+        "sgd",
+        "adagrad",
+    )
+    assert (item.rows, item.sharding) == (51, "auto")
+
+
+def test_one_accumulator_for_packed_sets_must_be_asked_for() -> None:
+    tables = {"user": {"optimizer": {"name": "rowwise_adagrad"}}}
+    with pytest.raises(UserError, match="tables.user: rowwise_adagrad .*allow_coupled_sets"):
+        _spec(["user"], num_sets=2, tables=tables)
+    assert _spec(["user"], num_sets=2, tables=tables, allow_coupled_sets=True).tables
+    assert _spec(["user"], num_sets=2, tables=tables, layout="separate").tables
