@@ -1,6 +1,6 @@
 """How fast rows reach a batch, beside a plain Arrow scan of the same columns.
 
-python benchmarks/ingest.py --rows 6_400_000 --directory out/bench/ingest
+python -m benchmarks.ingest --ray --petastorm --out benchmarks/results/ingest
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from benchmarks.channel import ROOT
+from benchmarks.machine import machine, sentence
 from prismrec.config import Recipe, from_dict
 from prismrec.data.lanes import Share
 from prismrec.data.reader import Reader
@@ -29,6 +34,7 @@ IDS = [f"id_{n}" for n in range(26)]
 NUMBERS = [f"number_{n}" for n in range(13)]
 FILE_ROWS = 200_000
 BATCH = 4096
+PETASTORM = ROOT / "out" / "bench" / "petastorm"
 
 
 def write_data(rows: int, directory: Path) -> None:
@@ -118,8 +124,56 @@ def _ray(directory: Path) -> int:
     return rows
 
 
+def petastorm_python() -> Path:
+    """The Python of an environment with petastorm, made on first use."""
+    python = PETASTORM / "bin" / "python"
+    ready = PETASTORM / "ready"
+    if not ready.exists():
+        venv.create(PETASTORM, clear=True, with_pip=True)
+        pins = str(ROOT / "requirements" / "petastorm.txt")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", pins], check=True)
+        ready.touch()
+    return python
+
+
+def _petastorm(directory: Path, rows: int) -> float:
+    """Rows per second of petastorm's batch reader; its files may hold nothing but Parquet."""
+    plain = directory.with_name(directory.name + "-plain")
+    plain.mkdir(exist_ok=True)
+    for path in directory.glob("*.parquet"):
+        (plain / path.name).unlink(missing_ok=True)
+        os.link(path, plain / path.name)
+    names = ",".join([*IDS, *NUMBERS, "label"])
+    script = Path(__file__).with_name("petastorm_read.py")
+    done = subprocess.run(
+        [
+            petastorm_python(),
+            "-W",
+            "ignore",
+            script,
+            plain.absolute().as_uri(),
+            names,
+            str(len(IDS)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"petastorm: {done.stderr.strip().splitlines()[-1]}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if answer["rows"] != rows:
+        raise RuntimeError(f"petastorm read {answer['rows']} of {rows} rows")
+    return float(answer["rows"] / answer["seconds"])
+
+
 def run(
-    rows: int, directory: Path, repeats: int = 7, with_ray: bool = False
+    rows: int,
+    directory: Path,
+    repeats: int = 7,
+    *,
+    with_ray: bool = False,
+    with_petastorm: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows per second of every way to read, as medians of alternating runs.
 
@@ -128,6 +182,7 @@ def run(
         directory: where the Parquet files are.
         repeats: runs of each way.
         with_ray: also `ray.data.iter_torch_batches`, once.
+        with_petastorm: also petastorm's batch reader, once, in an environment of its own.
     """
     write_data(rows, directory)
     ways: dict[str, Callable[[], int]] = {
@@ -144,15 +199,26 @@ def run(
                 rates[name].append(rate)
     if with_ray:
         rates["ray.data.iter_torch_batches"] = [_rate(lambda: _ray(directory), rows)]
-    plain = statistics.median(rates["arrow scan, stacked"])
-    return [
-        {
-            "reader": name,
-            "rows_per_second": round(statistics.median(some)),
-            "of_plain_scan": round(statistics.median(some) / plain, 3),
-        }
-        for name, some in rates.items()
-    ]
+    if with_petastorm:
+        rates["petastorm.make_batch_reader"] = [_petastorm(directory, rows)]
+    plain = rates["arrow scan, stacked"]
+    return [_line(name, some, plain) for name, some in rates.items()]
+
+
+def _line(name: str, rates: list[float], plain: list[float]) -> dict[str, Any]:
+    """Median and range, and the ratio to the plain scan round by round where there are rounds."""
+    median = statistics.median(rates)
+    paired = len(rates) == len(plain)
+    ratios = [mine / theirs for mine, theirs in zip(rates, plain, strict=False)]
+    return {
+        "reader": name,
+        "rows_per_second": round(median),
+        "low": round(min(rates)),
+        "high": round(max(rates)),
+        "of_plain_scan": round(
+            statistics.median(ratios) if paired else median / statistics.median(plain), 3
+        ),
+    }
 
 
 def _rate(way: Callable[[], int], rows: int) -> float:
@@ -163,22 +229,59 @@ def _rate(way: Callable[[], int], rows: int) -> float:
     return rows / (time.perf_counter() - start)
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The results as a page."""
+    lines = [
+        "# Ingest",
+        "",
+        f"`{document['command']}`, {sentence(document['machine'])}. {document['rows']:,} rows of 26 ids, "
+        f"13 numbers and a label in files of {FILE_ROWS:,}; batches of {BATCH:,}; medians of "
+        f"{document['repeats']} alternating runs, page cache warm; readers of others once.",
+        "",
+        "| reader | rows/s | range | of the plain scan |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r['reader']} | {r['rows_per_second']:,} | {r['low']:,}-{r['high']:,} "
+        f"| {r['of_plain_scan']:.1%} |"
+        for r in document["results"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Measure, print a table, and write JSON where `--out` says."""
+    """Measure, print the page or JSON, and write both where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=6_400_000)
     parser.add_argument("--directory", type=Path, default=Path("out/bench/ingest"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--ray", action="store_true", help="also ray.data.iter_torch_batches")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    parser.add_argument(
+        "--petastorm", action="store_true", help="also petastorm, from its own venv"
+    )
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    results = run(chosen.rows, chosen.directory, chosen.repeats, chosen.ray)
-    print(f"{'reader':<30}{'rows/s':>14}{'of plain scan':>16}")
-    for row in results:
-        print(f"{row['reader']:<30}{row['rows_per_second']:>14,}{row['of_plain_scan']:>16.1%}")
+    facts = machine()
+    results = run(
+        chosen.rows,
+        chosen.directory,
+        chosen.repeats,
+        with_ray=chosen.ray,
+        with_petastorm=chosen.petastorm,
+    )
+    arguments = " ".join(sys.argv[1:]).replace(f"{ROOT}/", "")
+    document = {
+        "command": f"python -m benchmarks.ingest {arguments}".strip(),
+        "machine": facts,
+        "rows": chosen.rows,
+        "repeats": chosen.repeats,
+        "results": results,
+    }
     if chosen.out:
-        document = {"rows": chosen.rows, "cores": os.cpu_count(), "results": results}
-        chosen.out.write_text(json.dumps(document, indent=1) + "\n")
+        chosen.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        chosen.out.with_suffix(".md").write_text(markdown(document))
+    print(json.dumps(document, indent=1) if chosen.json else markdown(document))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, sentence
 
 RECIPE = "jobs/recipes/kuairand_me_dcnv2.toml"
 VARIANTS = {
@@ -70,14 +70,10 @@ def run(seeds: list[int], data: str) -> dict[str, Any]:
 
 def page(result: dict[str, Any], command: str) -> str:
     """The result as Markdown."""
-    on = result["machine"]
     lines = [
         "# KuaiRand-Pure, is_click",
         "",
-        f"`{command}`, commit {on['commit']}: {on['processor']}, {on['cores']} cores, "
-        f"{on['memory_gib']} GiB, Python {on['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in on["versions"].items() if version)
-        + ".",
+        f"`{command}`, {sentence(result['machine'])}.",
         "",
         f"Recipe `{RECIPE}`: trained up to 2022-05-03, best checkpoint on 05-04, tested on 05-05, two "
         "Ray workers, one epoch. The interval is a bootstrap over test rows.",

@@ -32,6 +32,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def sentence(facts: dict[str, Any]) -> str:
+    """The same facts in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"commit {facts['commit']}: {facts['processor']}, {facts['cores']} cores "
+        f"({', '.join(facts['flags'])}), {facts['memory_gib']} GiB, Python {facts['python']}, "
+        f"{versions}"
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.channel import ROOT, Program
-from benchmarks.machine import machine
+from benchmarks.machine import machine, sentence
 from benchmarks.train_data import BATCH, write_rows
 
 OUT = ROOT / "out" / "bench" / "train"
@@ -174,14 +174,11 @@ COLUMNS = [
 
 def markdown(document: dict[str, Any]) -> str:
     """The results as a page."""
-    facts = document["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         "# Train step",
         "",
-        f"`{document['command']}`, commit {facts['commit']}: {facts['processor']}, "
-        f"{facts['cores']} cores ({', '.join(facts['flags'])}), {facts['memory_gib']} GiB, "
-        f"Python {facts['python']}, {versions}. Medians of {document['pairs']} alternating windows "
+        f"`{document['command']}`, {sentence(document['machine'])}. "
+        f"Medians of {document['pairs']} alternating windows "
         f"of {document['steps']} steps; 'x ours' is the median over the pairs.",
         "",
         "| " + " | ".join(COLUMNS) + " |",

@@ -19,7 +19,7 @@ from prismrec.data.world import write_world
 
 PROGRAM = str(Path(sys.executable).with_name("prismrec"))
 DEADLINE_S = 150
-ROWS, DAYS = 4_000, 6
+ROWS, DAYS = 8_000, 6
 
 RECIPE = """
 name = "small"

@@ -19,6 +19,7 @@ def test_wheel_holds_every_module_and_the_package_data(wheel: Path) -> None:
     }
     jobs = package_roots()["prismrec.jobs"]
     expected |= {f"prismrec/jobs/recipes/{path.name}" for path in jobs.glob("recipes/*.toml")}
+    expected.add("prismrec/py.typed")
     shipped = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert shipped == expected
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -29,20 +27,24 @@ app = typer.Typer(
 
 @app.command("ingest", epilog=INGEST_EXAMPLE)
 def ingest(
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the data set.")] = 3_200_000,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the data set.")] = 6_400_000,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each reader.")] = 7,
     with_ray: Annotated[bool, typer.Option("--ray", help="Also Ray Data's batches.")] = False,
+    with_petastorm: Annotated[
+        bool, typer.Option("--petastorm", help="Also petastorm, from its own environment.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write NAME.json and NAME.md.", metavar="NAME")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rows per second from Parquet to batches, beside a plain Arrow scan of the same columns."""
-    arguments = ["--rows", str(rows), "--repeats", str(repeats), *(["--ray"] if with_ray else [])]
-    if not as_json:
-        _run("ingest", arguments)
-        return
-    with TemporaryDirectory() as directory:
-        out = Path(directory) / "ingest.json"
-        _run("ingest", [*arguments, "--out", str(out)], hides_output=True)
-        output.print_json(json.loads(out.read_text()))
+    arguments = ["--rows", str(rows), "--repeats", str(repeats)]
+    flags = {"--ray": with_ray, "--petastorm": with_petastorm, "--json": as_json}
+    arguments += [flag for flag, is_set in flags.items() if is_set]
+    if out is not None:
+        arguments += ["--out", str(out.absolute())]
+    _run("ingest", arguments)
 
 
 @app.command("train", epilog=TRAIN_EXAMPLE)
@@ -112,7 +114,7 @@ def _mark(rank: int, slowest: int, times: list[float]) -> str:
     return " *" if len(times) > 1 and rank == slowest and times[rank] > 0 else ""
 
 
-def _run(name: str, arguments: list[str], *, hides_output: bool = False) -> None:
+def _run(name: str, arguments: list[str]) -> None:
     """Run a benchmark of the checkout in a process of its own.
 
     Raises:
@@ -125,8 +127,7 @@ def _run(name: str, arguments: list[str], *, hides_output: bool = False) -> None
             "prismrec bench: the benchmarks are not part of the installed package; clone the "
             "repository, run `make setup` there and use its .venv/bin/prismrec"
         )
-    stdout = sys.stderr if hides_output else None
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    code = subprocess.run(command, cwd=root, stdout=stdout, check=False).returncode
+    code = subprocess.run(command, cwd=root, check=False).returncode
     if code:
         raise typer.Exit(code)

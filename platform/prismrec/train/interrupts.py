@@ -20,7 +20,7 @@ from prismrec.train.process_group import Ranks
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.2
-_TALK_S = 0.5
+_TALK_S = 0.1
 
 
 class SignalAsker:
@@ -137,7 +137,7 @@ class StopRequest:
     def agreed(self) -> str:
         """Name of the signal, the same on all ranks; an empty text without a request.
 
-        The ranks speak to each other about twice a second, not at every call: rank 0 says how many
+        The ranks speak to each other about ten times a second, not at every call: rank 0 says how many
         calls that is. It costs a device nothing: the message is host memory.
 
         Collective: every rank calls it equally often.
@@ -157,7 +157,7 @@ class StopRequest:
         """Calls that fit between two messages, at the rate of those since the last one."""
         now = time.monotonic()
         seconds_a_call = (now - self._last) / self._calls
-        self._last, self._calls = now, max(1, min(64, int(_TALK_S / max(seconds_a_call, 1e-6))))
+        self._last, self._calls = now, max(1, min(32, int(_TALK_S / max(seconds_a_call, 1e-6))))
         return self._calls
 
     def _look(self) -> int:
