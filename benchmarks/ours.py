@@ -10,17 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
-import torch
-from torch import nn
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 
 from benchmarks.channel import Channel
-from benchmarks.train_data import BATCH, recipe
-from prismrec.config import Recipe
-from prismrec.data.source import DataSource, open_data
-from prismrec.embeddings.collection import build_collection
-from prismrec.embeddings.plan import Sharder, table_bytes
-from prismrec.models import spec_of
+from benchmarks.train_data import recipe
+from prismrec.data.source import open_data
 from prismrec.train.loop import Session, train
 from prismrec.train.process_group import process_group
 from prismrec.train.run_files import RunFiles
@@ -47,6 +40,10 @@ class Stopwatch:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """A window has ended: say what it took, then wait for the next request."""
+        if "memory/predicted_bytes" in metrics:  # said once, before the first step
+            self._facts["planner_bytes"] = metrics["memory/predicted_bytes"]
+            self._facts["table_bytes"] = metrics["memory/table_bytes"]
+            return
         seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._start_cpu
         self._left -= 1
         if self._left > 0:
@@ -69,29 +66,6 @@ class Stopwatch:
         """Nothing waits."""
 
 
-class _Holder(nn.Module):
-    def __init__(self, tables: nn.Module) -> None:
-        super().__init__()
-        self.tables = tables
-
-
-def _estimates(chosen: Recipe, source: DataSource) -> dict[str, int]:
-    """Bytes the planner counts for the only rank, and bytes of tables with optimizer state alone."""
-    spec = spec_of(chosen, source.schema)
-    holder = _Holder(build_collection(spec, torch.device("meta")))
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=1, compute_device="cpu", hbm_cap=0, ddr_cap=1 << 50),
-        batch_size=BATCH,
-        constraints={
-            table.name: ParameterConstraints(sharding_types=["table_wise"]) for table in spec.tables
-        },
-    )
-    planner.plan(holder, [Sharder()])
-    storages = [shard.storage for option in planner._best_plan or [] for shard in option.shards]
-    planned = sum(storage.ddr for storage in storages if storage is not None)
-    return {"planner_bytes": planned, "table_bytes": table_bytes(spec)}
-
-
 def main() -> None:
     """Train until nobody asks for more."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,7 +76,7 @@ def main() -> None:
     channel = Channel()
     chosen = recipe(asked.data, asked.precision, asked.steps)
     source = open_data(chosen.data.path)
-    facts: dict[str, Any] = _estimates(chosen, source)
+    facts: dict[str, Any] = {}
     with TemporaryDirectory() as directory, process_group("cpu") as ranks:
         facts["before_bytes"] = psutil.Process().memory_info().rss
         session = Session(ranks, RunFiles(Path(directory)), Stopwatch(channel, facts), "bench")

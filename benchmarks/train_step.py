@@ -185,8 +185,8 @@ def markdown(document: dict[str, Any]) -> str:
         "|" + " --- |" * len(COLUMNS),
         *("| " + " | ".join(str(cell) for cell in row) + " |" for row in table(document["cases"])),
         "",
-        "| rows a table | precision | before, GiB | peak, GiB | added | planner's estimate "
-        "| tables with optimizer state |",
+        "| rows a table | precision | before, GiB | peak, GiB | added | planned "
+        "| tables with state |",
         "|" + " --- |" * 7,
     ]
     for case in document["cases"]:
