@@ -10,7 +10,7 @@ from prismrec.config.section import Section
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
-_USUAL_CHANGE = {"fp32": 0.0, "fp16": 1e-4, "int8": 5e-4}
+_USUAL_CHANGE = {"fp32": 0.0, "fp16": 1e-4, "bf16": 1e-4, "int8": 5e-4}
 """What tables of a type may cost where the recipe does not say."""
 
 
@@ -92,11 +92,11 @@ class TrackingSection(Section):
 class ExportSection(Section):
     """The inference copy that is registered."""
 
-    table_type: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    table_type: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32"
     """Type of the tables in the inference copy."""
     max_auc_change: float | None = Field(default=None, ge=0)
-    """Largest loss of AUC against the fp32 copy; 1e-4 for fp16 and 5e-4 for int8 if not given, and
-    int4 needs it."""
+    """Largest loss of AUC against the fp32 copy; 1e-4 for fp16 and bf16, 5e-4 for int8 if not
+    given, and int4 needs it."""
     max_logloss_change: float | None = Field(default=None, ge=0)
     """Largest change of LogLoss against the fp32 copy; as `max_auc_change`."""
 

@@ -25,11 +25,12 @@ from torch import Tensor
 from prismrec.config import UserError
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 
-TableType = Literal["fp32", "fp16", "int8", "int4"]
+TableType = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 
 _TYPES = {
     "fp32": SparseType.FP32,
     "fp16": SparseType.FP16,
+    "bf16": SparseType.FP32,  # FBGEMM looks no bfloat16 up on CPU: such rows are widened when read
     "int8": SparseType.INT8,
     "int4": SparseType.INT4,
 }
@@ -41,10 +42,10 @@ _SCALE_BYTES = 4
 def row_bytes(dim: int, table_type: TableType) -> int:
     """Bytes of one stored row of `dim` numbers.
 
-    >>> [row_bytes(16, name) for name in ("fp32", "fp16", "int8", "int4")]
-    [64, 32, 20, 12]
+    >>> [row_bytes(16, name) for name in ("fp32", "fp16", "bf16", "int8", "int4")]
+    [64, 32, 32, 20, 12]
     """
-    bits = {"fp32": 32, "fp16": 16, **_BITS}[table_type]
+    bits = {"fp32": 32, "fp16": 16, "bf16": 16, **_BITS}[table_type]
     return dim * bits // 8 + (_SCALE_BYTES if table_type in _BITS else 0)
 
 
@@ -71,13 +72,23 @@ def encode_table(weight: Tensor, table_type: TableType, name: str) -> Tensor:
         return weight.view(torch.uint8)
     if table_type == "fp16":
         return weight.half().view(torch.uint8)
+    if table_type == "bf16":
+        return weight.bfloat16().view(torch.uint8)
     fused = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(weight, _BITS[table_type])
     return torch.cat([fused[:, -_SCALE_BYTES:], fused[:, :-_SCALE_BYTES]], dim=1)
 
 
+def _as_looked_up(stored: Tensor, table_type: TableType) -> Tensor:
+    """Rows in the form that the lookup reads: bf16 widened to fp32, others as they are stored."""
+    if table_type == "bf16":
+        return stored.contiguous().view(torch.bfloat16).float().view(torch.uint8)
+    return stored
+
+
 def _check_finite(weight: Tensor, table_type: TableType, name: str) -> None:
     largest = float(weight.abs().max()) if weight.numel() else 0.0
-    limit = float("inf") if table_type == "fp32" else torch.finfo(torch.float16).max
+    widest = {"fp32": float("inf"), "bf16": torch.finfo(torch.bfloat16).max}
+    limit = widest.get(table_type, torch.finfo(torch.float16).max)
     if not largest < limit:
         raise UserError(
             f"table '{name}': its largest value is {largest:g}, which {table_type} cannot hold "
@@ -149,9 +160,9 @@ class TableLookup:
                 rows = memory[group * len(spec.tables) + index[table.name]]
                 start = 0
                 for each in sets:
-                    width = row_bytes(each.dim, table_type)
-                    rows[:, start : start + width] = read(table, each)
-                    start += width
+                    stored = _as_looked_up(read(table, each), table_type)
+                    rows[:, start : start + stored.shape[1]] = stored
+                    start += stored.shape[1]
 
     @property
     def num_bytes(self) -> int:

@@ -81,7 +81,7 @@ def held_out(world: World, rows: int = 400) -> HeldOut:
     return HeldOut(raw, logits, labels, torch.ones(rows, 2))
 
 
-@pytest.mark.parametrize("table_type", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("table_type", ["fp32", "fp16", "bf16", "int8"])
 def test_an_export_within_its_bounds_stands(table_type: str, tmp_path: Path) -> None:
     world = make_world(export={"table_type": table_type, "max_logloss_change": 1e-2,
                                "max_auc_change": 1e-2})  # fmt: skip

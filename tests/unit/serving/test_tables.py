@@ -14,7 +14,13 @@ from tests.unit.serving.world import make_world
 
 # Largest error of a number over the range of its row: half a step of 2^bits - 1 steps, and the
 # rounding of scale and offset to half precision (2^-11 of each, the scale once per step).
-RELATIVE = {"fp32": 0.0, "fp16": 2**-11, "int8": 0.5 / 255 + 2**-10, "int4": 0.5 / 15 + 2**-10}
+RELATIVE = {
+    "fp32": 0.0,
+    "fp16": 2**-11,
+    "bf16": 2**-8,
+    "int8": 0.5 / 255 + 2**-10,
+    "int4": 0.5 / 15 + 2**-10,
+}
 
 
 def test_an_int8_row_is_a_scale_an_offset_and_steps() -> None:
@@ -50,7 +56,7 @@ def test_numbers_that_do_not_fit_are_named(
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=3, max_size=3),
-    st.sampled_from(["fp32", "fp16", "int8", "int4"]),
+    st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4"]),
     st.integers(0, 3),
 )
 def test_lookup_equals_a_plain_sum(bags: list[list[int]], table_type: TableType, seed: int) -> None:
