@@ -60,9 +60,9 @@ def test_doctor_finds_nothing_broken(installed: Path, tmp_path: Path) -> None:
 
 
 def test_packaged_recipes_are_read(installed: Path, tmp_path: Path) -> None:
-    for recipe in sorted(
-        installed.parent.glob("lib/python*/site-packages/prismrec/jobs/recipes/*")
-    ):
+    recipes = sorted(installed.parent.glob("lib/python*/site-packages/prismrec/jobs/recipes/*"))
+    assert {"demo.toml", "kuairand_me_dcnv2.toml"} <= {recipe.name for recipe in recipes}
+    for recipe in recipes:
         done = run_command(tmp_path, installed / "prismrec", "config", recipe, "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["name"]

@@ -89,6 +89,18 @@ def test_negative_sampling_is_undone() -> None:
     assert 1 / (1 + math.exp(-(math.log(0.25) + offset[0]))) == pytest.approx(0.0243902439)
 
 
+def test_predictions_have_negative_sampling_undone(tmp_path: Path) -> None:
+    """The same weights, exported with and without a rate, differ by ln 0.1 in that task alone."""
+    sampled = make_world()
+    assert [task.negative_rate for task in sampled.recipe.tasks] == [0.1, 1.0]
+    tasks = [task.model_dump() | {"negative_rate": 1.0} for task in sampled.recipe.tasks]
+    raw = random_raw(20)
+    undone = sampled.model(tmp_path / "sampled").predict_logits(raw)
+    as_trained = make_world(tasks=tasks).model(tmp_path / "whole").predict_logits(raw)
+    torch.testing.assert_close(undone[:, 0], as_trained[:, 0] + math.log(0.1))
+    assert undone[:, 1].equal(as_trained[:, 1])
+
+
 def test_a_request_of_no_rows(tmp_path: Path) -> None:
     model = make_world().model(tmp_path)
     assert tuple(model.probabilities({name: [] for name in RAW}).shape) == (0, 2)
