@@ -42,7 +42,7 @@ def local_shards(
     for physical in physical_tables(spec):
         weight = weights[physical.name]
         if hasattr(weight, "local_shards"):
-            names = STATE_NAMES[physical.table.optimizer.name]
+            names = STATE_NAMES[physical.form.optimizer.name]
             found = {
                 ours: _blocks(states[physical.name][theirs])
                 for theirs, ours in names.items()
@@ -51,7 +51,7 @@ def local_shards(
             is_replica = False
         else:
             plain = plain_states.get(parameters[physical.name], {})
-            names = PLAIN_STATE_NAMES.get(physical.table.optimizer.name, {})
+            names = PLAIN_STATE_NAMES.get(physical.form.optimizer.name, {})
             found = {ours: [(0, 0, plain[key])] for key, ours in names.items() if key in plain}
             is_replica = rank != 0
         for index, block in enumerate(_blocks(weight)):

@@ -12,7 +12,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from prismrec.config import UserError
 from prismrec.config.embedding import TableOptimizer, cpu_problem
 from prismrec.embeddings.collection import PhysicalTable
-from prismrec.embeddings.sets import TableSpec
+from prismrec.embeddings.sets import EmbeddingSpec
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -38,7 +38,7 @@ PLAIN_STATE_NAMES = {"adagrad": {"sum": "accumulator"}, "sgd": {}}
 """The same for the plain optimizer that steps data_parallel tables."""
 
 
-def check_optimizer(table: TableSpec, device: str) -> None:
+def check_optimizers(spec: EmbeddingSpec, device: str) -> None:
     """Refuse an optimizer that the device lacks for a table, or an option its kernel ignores.
 
     Raises:
@@ -46,9 +46,11 @@ def check_optimizer(table: TableSpec, device: str) -> None:
     """
     if device != "cpu":
         return
-    problem = cpu_problem(table.optimizer, table.name)
-    if problem is not None:
-        raise UserError(problem)
+    for table in spec.tables:
+        for each in spec.sets_of(table):
+            problem = cpu_problem(spec.form(table, each).optimizer, table.name)
+            if problem is not None:
+                raise UserError(problem)
 
 
 def moves_absent_rows(optimizer: TableOptimizer) -> bool:
@@ -79,7 +81,7 @@ def fuse_optimizers(tables: list[PhysicalTable], weights: dict[str, nn.Parameter
         weights: unsharded parameter of each table by physical name.
     """
     for physical in tables:
-        optimizer = physical.table.optimizer
+        optimizer = physical.form.optimizer
         _apply_optimizer_in_backward(
             _CLASSES[optimizer.name], [weights[physical.name]], keyword_arguments(optimizer)
         )
@@ -96,7 +98,7 @@ def plain_optimizers(
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for physical, parameter in tables:
-        optimizer = physical.table.optimizer
+        optimizer = physical.form.optimizer
         group = {"params": [parameter], **keyword_arguments(optimizer)}
         groups.setdefault(optimizer.name, []).append(group)
     return [

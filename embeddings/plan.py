@@ -100,9 +100,11 @@ class _TableStorage(ShardEstimator):
         self._bare = EmbeddingStorageEstimator(topology=topology, constraints=constraints)
         self._is_cuda = topology.compute_device == "cuda"
         self._optimizers = {
-            physical.name: physical.table.optimizer.name for physical in physical_tables(spec)
+            physical.name: physical.form.optimizer.name for physical in physical_tables(spec)
         }
-        self._data_type = spec.data_type
+        self._data_types = {
+            physical.name: physical.form.data_type for physical in physical_tables(spec)
+        }
 
     def estimate(
         self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap
@@ -113,7 +115,7 @@ class _TableStorage(ShardEstimator):
             optimizer = self._optimizers[option.name]
             for shard in option.shards:
                 assert shard.storage is not None
-                need = block_bytes(optimizer, self._data_type, *shard.size)
+                need = block_bytes(optimizer, self._data_types[option.name], *shard.size)
                 beside = need.state
                 if option.sharding_type == "data_parallel":
                     beside += need.weights
@@ -229,13 +231,13 @@ def check_widths(plan: ShardingPlan, spec: EmbeddingSpec) -> None:
 def _constraint(
     physical: PhysicalTable, spec: EmbeddingSpec, placement: Placement
 ) -> ParameterConstraints:
-    optimizer = physical.table.optimizer
-    refused = refused_kinds(optimizer, spec.data_type)
+    optimizer = physical.form.optimizer
+    refused = refused_kinds(optimizer, physical.form.data_type)
     kind = physical.table.sharding
     if kind in refused:
         raise UserError(
             f"embedding.tables.{physical.table.name}: sharding = '{kind}' is not possible with "
-            f"{optimizer.name} and {spec.data_type}: {refused[kind]}; use "
+            f"{optimizer.name} and {physical.form.data_type}: {refused[kind]}; use "
             + " or ".join(f"'{each}'" for each in KINDS if each not in refused)
         )
     kinds = [each for each in KINDS if each not in refused] if kind == "auto" else [kind]
@@ -251,7 +253,10 @@ def table_bytes(spec: EmbeddingSpec) -> int:
     """Bytes of all weights and optimizer states, each table counted once."""
     return sum(
         block_bytes(
-            physical.table.optimizer.name, spec.data_type, physical.table.rows, physical.width
+            physical.form.optimizer.name,
+            physical.form.data_type,
+            physical.table.rows,
+            physical.width,
         ).total
         for physical in physical_tables(spec)
     )
@@ -284,8 +289,9 @@ def describe_plan(plan: ShardingPlan, spec: EmbeddingSpec) -> list[dict[str, Any
                 shards = [[*each.shard_offsets, *each.shard_sizes] for each in cut]
             else:
                 shards = [[0, 0, physical.table.rows, physical.width] for _ in ranks]
-            optimizer = physical.table.optimizer.name
-            need = [block_bytes(optimizer, spec.data_type, *shard[2:]) for shard in shards]
+            optimizer = physical.form.optimizer.name
+            data_type = physical.form.data_type
+            need = [block_bytes(optimizer, data_type, *shard[2:]) for shard in shards]
             lines.append(
                 {
                     "table": name.removeprefix("t_"),

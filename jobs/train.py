@@ -19,7 +19,7 @@ from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.source import DataSource, open_data
-from prismrec.embeddings.optimizers import check_optimizer
+from prismrec.embeddings.optimizers import check_optimizers
 from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
@@ -226,8 +226,7 @@ def check_before_start(recipe: Recipe) -> DataSource:
     """
     source = open_data(recipe.data.path)
     device = resolve_device(recipe.train.device)
-    for table in spec_of(recipe, source.schema).tables:
-        check_optimizer(table, device)
+    check_optimizers(spec_of(recipe, source.schema), device)
     return source
 
 

@@ -50,7 +50,7 @@ def whole_tables(spec: EmbeddingSpec) -> dict[str, Tensor]:
             table.name, each.name, table.rows, each.dim, 0, 0, torch.empty(table.rows, each.dim)
         )
         for table in spec.tables
-        for each in spec.sets
+        for each in spec.sets_of(table)
     ]
     initialize(shards, spec)
     return {shard.key: shard.weight for shard in shards}

@@ -30,7 +30,7 @@ def table_shapes(spec: EmbeddingSpec) -> dict[str, tuple[int, int]]:
     return {
         f"{table.name}/{each.name}": (table.rows, each.dim)
         for table in spec.tables
-        for each in spec.sets
+        for each in spec.sets_of(table)
     }
 
 

@@ -100,10 +100,13 @@ def _page_section(path: str, section: type[Section], title: str) -> Iterator[str
         inner = f"{path}.{name}" if path else name
         for below in _sections_in(field.annotation):
             if below is not Section:  # the model's own sections follow by name
-                yield from _page_section(inner, below, _page_title(inner, field.annotation))
+                yield from _page_section(inner, below, _page_title(inner, field.annotation, below))
 
 
-def _page_title(path: str, annotation: Any) -> str:
+def _page_title(path: str, annotation: Any, below: type[Section]) -> str:
+    kind = below.model_fields.get("kind")
+    if kind is not None:
+        return f"`[{path}]` with `kind = {_type_of(kind.annotation).strip('`')}`"
     origin = get_origin(annotation)
     if origin is tuple:
         return f"`[[{path}]]`"
@@ -141,6 +144,8 @@ def _default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
+    if isinstance(default, Section):
+        default = default.model_dump(exclude_defaults=True) or getattr(default, "kind", {})
     return "not set" if default is None else f"`{json.dumps(default)}`"
 
 

@@ -6,9 +6,23 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from prismrec.config.ids import DirectIds, IdOptions
 from prismrec.config.section import Section
 
-ShardingKind = Literal["auto", "data_parallel", "table_wise", "column_wise", "row_wise"]
+ShardingKind = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid",
+]
+Layout = Literal["auto", "packed", "separate", "spread"]
+Kernel = Literal["auto", "fused", "fused_uvm", "fused_uvm_caching"]
+DataType = Literal["fp32", "fp16"]
+WireType = Literal["fp32", "fp16", "bf16", "int8"]
 MAX_WIDTH = 1024
 """FBGEMM returns zeros, without a word, for rows wider than this."""
 
@@ -32,21 +46,6 @@ def check_width(width: int) -> int:
     return width
 
 
-class SetOptions(Section):
-    """One embedding set: a vector of `dim` numbers for every id of every feature it covers."""
-
-    name: str
-    dim: int
-    """Width, a multiple of 4."""
-    init_std: float | None = Field(default=None, gt=0)
-    """Standard deviation of the initial weights; `embedding.init_std` if not given."""
-
-    @field_validator("dim")
-    @classmethod
-    def _dim(cls, value: int) -> int:
-        return check_width(value)
-
-
 class TableOptimizer(Section):
     """The optimizer of the tables, applied inside backward."""
 
@@ -58,6 +57,40 @@ class TableOptimizer(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    """Largest absolute value of each number of a row's gradient; larger ones are cut to it."""
+    max_norm: float | None = Field(default=None, gt=0)
+    """Largest length of a row; longer ones are scaled down after their update."""
+
+
+class SetOptions(Section):
+    """One embedding set: a vector of `dim` numbers for every id of every feature it covers."""
+
+    name: str
+    dim: int
+    """Width, a multiple of 4."""
+    features: tuple[str, ...] | None = None
+    """Sparse features that have a vector in this set; all of them if not given."""
+    init_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial weights; `embedding.init_std` if not given."""
+    data_type: DataType | None = None
+    """Type of the stored weights; the table's if not given."""
+    pooling: Literal["sum", "mean"] | None = None
+    """How a bag becomes one vector in this set; the feature's if not given."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Overrides the learning rate of the optimizer."""
+    optimizer: TableOptimizer | None = None
+    """Overrides the optimizer of the tables as a whole."""
+
+    @field_validator("dim")
+    @classmethod
+    def _dim(cls, value: int) -> int:
+        return check_width(value)
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
 
 CPU_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
@@ -76,6 +109,11 @@ def cpu_problem(optimizer: TableOptimizer, table: str) -> str | None:
             f"embedding.optimizer.weight_decay: the CPU kernels ignore weight decay (table "
             f"'{table}'); set it to 0 or train on CUDA"
         )
+    if optimizer.max_norm is not None:
+        return (
+            f"embedding.optimizer.max_norm: the CPU kernels ignore the largest length (table "
+            f"'{table}'); leave it out or train on CUDA"
+        )
     return None
 
 
@@ -86,14 +124,31 @@ class TableOptions(Section):
     """Rows for known ids (one more is added for unknown ones); the schema's count if not given."""
     hash_ids: bool = False
     """Fold ids of any value into `rows` by a seeded hash, instead of sending large ones to the unknown row."""
-    layout: Literal["packed", "separate"] | None = None
+    ids: IdOptions = DirectIds()
+    """How ids become rows: a kind, or `{kind=..., ...}`."""
+    unknown_rows: int = Field(default=1, ge=1)
+    """Rows for ids that have none of their own; a missing id looks up the last of them."""
+    layout: Layout | None = None
     """Overrides `embedding.layout`."""
     sharding: ShardingKind | None = None
     """Overrides `embedding.sharding`."""
+    kernel: Kernel | None = None
+    """Overrides `embedding.kernel`."""
+    data_type: DataType | None = None
+    """Overrides `embedding.data_type`."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Overrides the learning rate of the table's optimizer."""
     optimizer: TableOptimizer | None = None
     """Overrides `embedding.optimizer` as a whole."""
+
+
+class Communication(Section):
+    """Types in which vectors and their gradients travel between ranks."""
+
+    forward: WireType = "fp32"
+    """Type of pooled vectors on their way to the rows' ranks."""
+    backward: WireType = "fp32"
+    """Type of gradients on their way to the tables' ranks."""
 
 
 class EmbeddingSection(Section):
@@ -105,11 +160,25 @@ class EmbeddingSection(Section):
     """Number of equal sets, where `sets` is not given."""
     sets: tuple[SetOptions, ...] = ()
     """The sets one by one, of any widths: `[{name="wide", dim=32}, {name="narrow", dim=8}]`."""
-    layout: Literal["packed", "separate"] = "packed"
-    """`packed`: one row of all sets' widths per id; `separate`: a table for each set."""
+    layout: Layout = "packed"
+    """`packed`: one row of all sets' widths per id; `separate`: a table for each set; `spread`:
+    packed, and cut between sets so that each can go to a rank of its own; `auto`: the
+    planner's choice for each table."""
     sharding: ShardingKind = "auto"
     """Where a table's parts go; `auto` leaves it to the planner."""
-    data_type: Literal["fp32", "fp16"] = "fp32"
+    kernel: Kernel = "auto"
+    """Where a table lies on CUDA: `fused` in device memory, `fused_uvm` in host memory,
+    `fused_uvm_caching` in host memory with a cache on the device; on CPU there is only `fused`."""
+    cache_load_factor: float = Field(default=0.2, gt=0, le=1)
+    """Share of a `fused_uvm_caching` table's rows that its cache holds."""
+    communication: Communication = Communication()
+    """`[embedding.communication]`: types on the wire."""
+    ranks_per_copy: int | None = Field(default=None, ge=1)
+    """Ranks that hold the tables together, where the world is large: each further group of as many
+    ranks holds a copy, and the copies are averaged every `sync_every` steps. One copy if not given."""
+    sync_every: int = Field(default=1, ge=1)
+    """Steps between two averages of the copies."""
+    data_type: DataType = "fp32"
     """Type of the stored weights."""
     init_std: float = Field(default=0.01, gt=0)
     """Standard deviation of the initial weights."""
@@ -140,7 +209,8 @@ class EmbeddingSection(Section):
         if "linear" in names:
             raise ValueError("the set name 'linear' is taken by the first-order weights")
         coupling = self.optimizer.name in COUPLING_OPTIMIZERS
-        packed = self.layout == "packed" and len(self.resolved_sets) > 1
+        alike = [s for s in self.resolved_sets if s.optimizer is None and s.learning_rate is None]
+        packed = self.layout in ("packed", "spread") and len(alike) > 1
         if coupling and packed and not self.allow_coupled_sets:
             raise ValueError(
                 f"{self.optimizer.name} scales a row as a whole, which couples packed sets; "

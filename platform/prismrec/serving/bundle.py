@@ -137,7 +137,7 @@ def _write_tables(draft: Path, source: BundleSource, table_type: TableType) -> N
     (draft / "tables").mkdir()
     for index, table in enumerate(source.spec.tables):
         blobs = {}
-        for each in source.spec.sets:
+        for each in source.spec.sets_of(table):
             name, weight = f"{table.name}/{each.name}", source.tables(table.name, each.name)
             if tuple(weight.shape) != (table.rows, each.dim):
                 raise UserError(

@@ -101,10 +101,9 @@ def shard_model(
     Collective: every rank calls it.
 
     Raises:
-        UserError: see `check_optimizer`, `plan_tables` and `check_coverage`.
+        UserError: see `check_optimizers`, `plan_tables` and `check_coverage`.
     """
-    for table in spec.tables:
-        table_optimizers.check_optimizer(table, ranks.device.type)
+    table_optimizers.check_optimizers(spec, ranks.device.type)
     parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
     placement = Placement(
         world_size=ranks.world_size,

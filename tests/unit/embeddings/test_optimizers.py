@@ -6,31 +6,34 @@ import pytest
 
 from prismrec.config import UserError
 from prismrec.config.embedding import TableOptimizer
-from prismrec.embeddings.optimizers import check_optimizer, moves_absent_rows
+from prismrec.embeddings.optimizers import check_optimizers, moves_absent_rows
 from prismrec.embeddings.plan import refused_kinds
-from prismrec.embeddings.sets import TableSpec
+from prismrec.embeddings.sets import EmbeddingSpec
 from tests.helpers.tables import make_spec
 
 
-def _table(**options: object) -> TableSpec:
+def _spec(**options: object) -> EmbeddingSpec:
     optimizer = TableOptimizer.model_validate(options)
-    return replace(make_spec().tables[1], optimizer=optimizer)
+    spec = make_spec()
+    return replace(spec, tables=(replace(spec.tables[1], optimizer=optimizer),))
 
 
 @pytest.mark.parametrize("name", ["adam", "lamb", "partial_rowwise_adam"])
 def test_what_the_cpu_lacks_is_refused_by_name(name: str) -> None:
     there = "sgd, adagrad, rowwise_adagrad"
     with pytest.raises(UserError, match=f"'{name}' is not supported .*'item'.*{there}"):
-        check_optimizer(_table(name=name), "cpu")
-    check_optimizer(_table(name=name), "cuda")
+        check_optimizers(_spec(name=name), "cpu")
+    check_optimizers(_spec(name=name), "cuda")
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
 def test_what_the_cpu_has_passes_without_weight_decay_only(name: str) -> None:
-    check_optimizer(_table(name=name), "cpu")
+    check_optimizers(_spec(name=name), "cpu")
     with pytest.raises(UserError, match="ignore weight decay.*'item'"):
-        check_optimizer(_table(name=name, weight_decay=0.01), "cpu")
-    check_optimizer(_table(name=name, weight_decay=0.01), "cuda")
+        check_optimizers(_spec(name=name, weight_decay=0.01), "cpu")
+    check_optimizers(_spec(name=name, weight_decay=0.01), "cuda")
+    with pytest.raises(UserError, match="ignore the largest length.*'item'"):
+        check_optimizers(_spec(name=name, max_norm=1.0), "cpu")
 
 
 @pytest.mark.parametrize(

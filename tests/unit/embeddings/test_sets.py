@@ -6,6 +6,7 @@ import pytest
 
 from prismrec.config import Recipe, UserError, from_dict
 from prismrec.data.schema import Column, DataSchema
+from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
 
 SCHEMA = DataSchema(
@@ -53,23 +54,94 @@ def test_the_linear_set_is_last_and_its_width_a_multiple_of_four() -> None:
     recipe = _recipe(["user"], sets=[{"name": "a", "dim": 8}, {"name": "b", "dim": 16}])
     spec = embedding_spec(recipe, SCHEMA, needs_sets=True, needs_linear=True)
     assert [(each.name, each.dim) for each in spec.sets] == [("a", 8), ("b", 16), (LINEAR, 4)]
-    assert spec.offsets() == {"a": (0, 8), "b": (8, 24), LINEAR: (24, 28)}
-    assert spec.packed_width == 28
+    (user,) = physical_tables(spec)
+    assert user.slices == {"a": (0, 8), "b": (8, 24), LINEAR: (24, 28)}
+    assert user.width == 28
 
 
 def test_packed_rows_wider_than_the_kernels_take_are_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"3 sets makes rows of width 1536, over 1024 \(tables user"
-    ):
+    with pytest.raises(UserError, match=r"tables.user.layout: .* 3 sets .*width 1536, over 1024"):
         _spec(["user"], dim=512, num_sets=3)
-    assert _spec(["user"], dim=512, num_sets=2).packed_width == 1024
-    assert _spec(["user"], dim=512, num_sets=3, layout="separate").packed_width == 1536
+    widths = {
+        layout: [each.width for each in physical_tables(_spec(["user"], dim=512, **options))]
+        for layout, options in {
+            "packed": {"num_sets": 2},
+            "separate": {"num_sets": 3, "layout": "separate"},
+            "spread": {"num_sets": 3, "layout": "spread"},
+        }.items()
+    }
+    assert widths == {"packed": [1024], "separate": [512] * 3, "spread": [1536]}
 
 
 def test_only_the_packed_tables_are_named_as_too_wide() -> None:
     separate = {"user": {"layout": "separate"}}
-    with pytest.raises(UserError, match=r"\(tables item\)"):
+    with pytest.raises(UserError, match=r"tables\.item\.layout"):
         _spec(["user", "item"], dim=512, num_sets=3, tables=separate)
+
+
+AME = [
+    {"name": "wide", "dim": 16},
+    {"name": "half", "dim": 8, "data_type": "fp16"},
+    {"name": "users", "dim": 4, "features": ["user"], "init_std": 0.5},
+    {"name": "quick", "dim": 8, "learning_rate": 0.5},
+    {"name": "plain", "dim": 8, "optimizer": {"name": "sgd"}},
+]
+
+
+def test_sets_of_one_form_are_packed_and_others_lie_beside_them() -> None:
+    spec = _spec(["user", "item"], sets=AME)
+    tables = {each.name: each for each in physical_tables(spec)}
+    assert {name: list(each.slices) for name, each in tables.items()} == {
+        "t_user__wide": ["wide", "users"],
+        "t_user__half": ["half"],
+        "t_user__quick": ["quick"],
+        "t_user__plain": ["plain"],
+        "t_item__wide": ["wide"],
+        "t_item__half": ["half"],
+        "t_item__quick": ["quick"],
+        "t_item__plain": ["plain"],
+    }
+    assert tables["t_user__wide"].slices == {"wide": (0, 16), "users": (16, 20)}
+    forms = {each: tables[f"t_item__{each}"].form for each in ("wide", "half", "quick", "plain")}
+    assert [form.data_type for form in forms.values()] == ["fp32", "fp16", "fp32", "fp32"]
+    assert forms["quick"].optimizer.learning_rate == 0.5
+    assert [form.optimizer.name for form in forms.values()] == ["adagrad"] * 3 + ["sgd"]
+    assert spec.fields_of(spec.sets[2]) == ("user",)
+    assert spec.sets[2].init_std == 0.5
+
+
+def test_a_set_pools_in_its_own_way() -> None:
+    sets = [{"name": "a", "dim": 8}, {"name": "b", "dim": 8, "pooling": "mean"}]
+    spec = _spec(["seen"], sets=sets)
+    assert [each.form.pooling for each in physical_tables(spec)] == ["sum", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "match"),
+    [
+        ([{"name": "a", "dim": 4, "features": ["itme", "user"]}], r"sets\[0\].*'itme'.*'item'"),
+        ([{"name": "a", "dim": 4, "features": []}], r"sets\[0\].*covers no feature"),
+        ([{"name": "a", "dim": 4, "features": ["user"]}], "no set covers feature 'item'"),
+    ],
+)
+def test_coverage_that_leaves_something_out_is_refused(sets: list[Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        _spec(["user", "item"], sets=sets)
+
+
+def test_coupling_is_judged_by_what_shares_a_row() -> None:
+    row_wise = {"name": "rowwise_adagrad"}
+    sets = [{"name": "a", "dim": 8}, {"name": "b", "dim": 8, "optimizer": {"name": "adagrad"}}]
+    assert _spec(["user"], sets=sets, optimizer=row_wise).tables
+    both = [{"name": "a", "dim": 8}, {"name": "b", "dim": 8}]
+    tables = {"user": {"layout": "spread"}}
+    with pytest.raises(UserError, match="couples its packed sets"):
+        _spec(["user"], sets=both, optimizer=row_wise, layout="separate", tables=tables)
+
+
+def test_a_layout_left_to_the_planner_cannot_be_built() -> None:
+    with pytest.raises(ValueError, match="choose a layout"):
+        physical_tables(_spec(["user"], layout="auto"))
 
 
 def test_features_of_a_table_must_agree_on_pooling() -> None:

@@ -40,19 +40,19 @@ def _spec(layouts: tuple[str, str], pooling: str = "sum") -> EmbeddingSpec:
 
 
 def _row(table: str, m: int, row: int) -> Tensor:
-    return 1000 * TABLES.index(table) + 100 * m + 10 * row + torch.arange(float(SETS[m].dim))
+    return 1000 * TABLES.index(table) + 100 * m + 10 * row + torch.arange(8.0)
 
 
 def _lookup(spec: EmbeddingSpec, weights: Tensor | None = None) -> list[Tensor]:
     collection = build_collection(spec, torch.device("cpu"))
-    names = [each.name for each in SETS]
+    names = [each.name for each in spec.sets]
     with torch.no_grad():
         for physical in physical_tables(spec):
             weight = collection.embedding_bags[physical.name].weight
             for name, (start, stop) in physical.slices.items():
                 m = names.index(name)
                 for row in range(physical.table.rows):
-                    weight[row, start:stop] = _row(physical.table.name, m, row)
+                    weight[row, start:stop] = _row(physical.table.name, m, row)[: stop - start]
     bags = [bag for field in spec.fields for bag in BAGS[field]]
     ids = KeyedJaggedTensor.from_lengths_sync(
         list(spec.fields),
@@ -101,6 +101,28 @@ def test_packed_sets_are_views_of_one_buffer() -> None:
     wide, narrow = _lookup(_spec(("packed", "packed")))
     assert wide.untyped_storage().data_ptr() == narrow.untyped_storage().data_ptr()
     assert narrow.storage_offset() - wide.storage_offset() == 8
+
+
+def test_a_set_of_some_fields_has_those_fields_only() -> None:
+    spec = _spec(("packed", "packed"))
+    narrow = replace(SETS[1], features=("history", "user"))
+    sets = _lookup(replace(spec, sets=(SETS[0], narrow)))
+    assert torch.equal(sets[1][0], torch.stack([110 + (c := torch.arange(4.0)), 3340 + 3 * c]))
+    # `items` is packed with both sets and looked up by `item` too, whose narrow part goes nowhere
+    assert torch.equal(sets[0][0, 0], 1020 + torch.arange(8.0))
+
+
+def test_sets_that_lie_alike_for_all_fields_are_never_copied_one_by_one() -> None:
+    packed, mixed = (SetViews(_spec(layouts)) for layouts in (LAYOUTS[0], LAYOUTS[2]))
+    assert (packed.num_copied, mixed.num_copied) == (0, 2)
+    half = replace(SETS[1], data_type="fp16")
+    spec = _spec(("packed", "packed"))
+    beside = replace(spec, sets=(SETS[0], replace(SETS[0], name="more"), half))
+    assert SetViews(beside).num_copied == 0
+    sets = _lookup(beside)
+    assert torch.equal(sets[1][:, 0], sets[0][:, 0] + 100)
+    assert sets[1].untyped_storage().data_ptr() == sets[0].untyped_storage().data_ptr()
+    assert torch.equal(sets[2][0, 1], 210 + torch.arange(4.0))
 
 
 @pytest.mark.parametrize("name", ["items", "keys", "values", "weight"])

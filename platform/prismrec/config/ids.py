@@ -1,0 +1,83 @@
+"""How the ids of a column become rows of a table: one section for every way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from prismrec.config.section import Section
+
+
+class DirectIds(Section):
+    """An id is its own row."""
+
+    kind: Literal["direct"] = "direct"
+    out_of_range: Literal["unknown", "fail"] = "unknown"
+    """What an id does that is no row: look up the unknown rows, or end the run with an error."""
+
+
+class HashedIds(Section):
+    """Ids of any value are folded into the rows by a seeded hash; some share a row."""
+
+    kind: Literal["hash"]
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the hash; the table's name gives one if not given."""
+    hashes: Literal[1, 2] = 1
+    """Rows that add up to an id's vector: with 2, hardly any two ids share both."""
+
+
+class VocabularyIds(Section):
+    """Ids are looked up in a list made from the training data; rare ones are left out of it."""
+
+    kind: Literal["vocabulary"]
+    path: str
+    """Parquet file with columns `id` and `count`, as `prismrec data vocabulary` writes it."""
+    min_count: int = Field(default=1, ge=1)
+    """Ids seen less often than this in the training data are unknown."""
+
+
+class QuotientRemainderIds(Section):
+    """An id's vector is the sum of two rows, that of its quotient and that of its remainder.
+
+    No two ids share both, with far fewer rows than ids.
+    """
+
+    kind: Literal["quotient_remainder"]
+    divisor: int | None = Field(default=None, ge=2)
+    """The divisor, which is also the number of remainder rows; the root of the number of ids if
+    not given, which needs the fewest rows."""
+
+
+class ManagedIds(Section):
+    """Rows are given to ids as they come, one id to a row, and taken back from those least used.
+
+    Such a table is packed and cut by rows; ids of any value are taken.
+    """
+
+    kind: Literal["managed"]
+    policy: Literal["lfu", "lru", "distance_lfu"] = "distance_lfu"
+    """Who loses a row: the least frequent, the least recent, or the least frequent for its age."""
+    decay: float = Field(default=1.0, gt=0)
+    """Exponent of the age in `lru` and `distance_lfu`."""
+    interval: int = Field(default=100, ge=1)
+    """Steps between two admissions of new ids; until then these look up the unknown row."""
+    min_count: int = Field(default=1, ge=1)
+    """Times a new id must be seen within one interval to be given a row."""
+    ttl_steps: int | None = Field(default=None, ge=1)
+    """Steps without being seen after which an id loses its row in any case."""
+
+
+def _named(value: Any) -> Any:
+    """A bare kind stands for that kind with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+IdOptions = Annotated[
+    Annotated[
+        DirectIds | HashedIds | VocabularyIds | QuotientRemainderIds | ManagedIds,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_named),
+]
+""" `"direct"`, or `{kind = "hash", seed = 7}`."""
