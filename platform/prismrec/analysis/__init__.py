@@ -1,0 +1,1 @@
+"""What training did to the embeddings: spectra of tables and layers."""
