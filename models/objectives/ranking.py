@@ -1,0 +1,209 @@
+"""Ranking losses over the global batch: pairs of a positive and a negative, and lists.
+
+Every rank gathers the logits of all (a few bytes a row) and differentiates with respect to its own.
+The value that a rank returns is such that the mean over the ranks is the loss of the global batch,
+and so is the mean of the gradients. Labels above 1/2 are positives.
+
+Notation: B rows of this rank, A rows of all ranks, W ranks, z logits, w weights.
+
+Source: Lin et al., "Understanding the Ranking Loss for Recommendation with Sparse User Feedback",
+KDD 2024, for the pairs beside a cross entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK_PAIRS = 1 << 22
+"""Pairs that are looked at together: bounds the memory, whatever the batch."""
+
+Reduction = Literal["pair_mean", "group_mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One task's rows, of this rank or of all.
+
+    Args:
+        logits: z (B,), float32 or wider.
+        labels: (B,), above 1/2 for positives.
+        weights: w (B,), at least 0; 0 where a row does not count.
+        groups: (B,) int64; only rows of one group are compared. None compares all.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    groups: Tensor | None = None
+
+    def of_all_ranks(self) -> Rows:
+        """The rows of all ranks, in the order of the ranks, without a gradient.
+
+        Collective: every rank calls it with as many rows.
+        """
+        if world_size() == 1:
+            return Rows(self.logits.detach(), self.labels, self.weights, self.groups)
+        groups = None if self.groups is None else _gathered(self.groups)
+        return Rows(
+            _gathered(self.logits.detach()), _gathered(self.labels), _gathered(self.weights), groups
+        )
+
+
+def world_size() -> int:
+    """Ranks of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def pair_loss(
+    rows: Rows, reduction: Reduction = "pair_mean", *, is_weighted: bool = True
+) -> Tensor:
+    """RankNet: the mean of `softplus(z_j - z_i)` over positives i and negatives j.
+
+    Exact over all pairs of the global batch, a block of pairs at a time: memory is linear in the
+    batch. It says nothing about the level of the logits. 0, with gradient 0, without a pair.
+
+    Collective: every rank calls it.
+
+    Args:
+        rows: this rank's rows.
+        reduction: "pair_mean" over pairs; "group_mean" over groups of their means over pairs.
+        is_weighted: a pair counts w_i w_j; else 1 where both count at all.
+    """
+    if not is_weighted:
+        seen = (rows.weights > 0).to(rows.weights.dtype)
+        rows = Rows(rows.logits, rows.labels, seen, rows.groups)
+    loss: Tensor = _PairLoss.apply(rows.logits, rows, rows.of_all_ranks(), reduction)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def list_loss(rows: Rows) -> Tensor:
+    """`-mean over positives i of log softmax(z)_i`, the softmax over the whole batch.
+
+    Its best score is the logarithm of the probability, so it pulls a cross entropy off calibration.
+
+    Collective: every rank calls it.
+    """
+    return _over_all(rows, lambda logits: logits)
+
+
+def rcr_loss(rows: Rows) -> Tensor:
+    """`-mean over positives i of log(s(z_i) / sum_k s(z_k))`, s the logistic function.
+
+    Regression-compatible ranking: its best score is the probability, as a cross entropy's.
+
+    Collective: every rank calls it.
+    """
+    return _over_all(rows, F.logsigmoid)
+
+
+def _over_all(rows: Rows, score: Any) -> Tensor:
+    """A list loss on `score` of the logits, differentiated with respect to this rank's rows."""
+    every, ranks = rows.of_all_ranks(), world_size()
+    logits = every.logits.clone()
+    if ranks > 1:
+        first = dist.get_rank() * len(rows.logits)
+        logits = torch.cat([logits[:first], rows.logits, logits[first + len(rows.logits) :]])
+    else:
+        logits = rows.logits
+    scores = score(logits)
+    counts = every.weights > 0
+    positive = every.weights * (every.labels > 0.5)
+    total = positive.sum()
+    of_all = torch.logsumexp(torch.where(counts, scores, -torch.inf), 0)
+    # Without a row that counts the sum is empty, and without a positive nothing is asked of it.
+    of_all = torch.where(total > 0, of_all, 0)
+    loss = (positive * (of_all - scores)).sum() / torch.where(total > 0, total, 1)
+    return ranks * loss - (ranks - 1) * loss.detach()
+
+
+class _PairLoss(torch.autograd.Function):
+    """The loss and its gradient in one pass over blocks of (own row, any row)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, own: Rows, every: Rows, reduction: Reduction) -> Tensor:
+        shares = _shares(own, every, reduction)
+        gradient = torch.empty_like(logits)
+        total = logits.new_zeros(())
+        for block in _blocks(len(logits), len(every.logits)):
+            pairs = _pairs(own, every, block) * shares[block].unsqueeze(1)
+            sign = torch.where(own.labels[block] > 0.5, 1.0, -1.0).to(logits.dtype).unsqueeze(1)
+            margin = sign * (every.logits - logits[block].detach().unsqueeze(1))
+            total += (pairs * F.softplus(margin)).sum()
+            gradient[block] = -(sign * pairs * torch.sigmoid(margin)).sum(1)
+        ctx.save_for_backward(gradient * world_size())
+        return total * (world_size() / 2)  # every pair is met from both its sides
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None, None
+
+
+def _shares(own: Rows, every: Rows, reduction: Reduction) -> Tensor:
+    """(B,) what a pair of each own row counts for, so that all pairs of all rows come to 1."""
+    positive, negative, members = _masses(own, every)
+    pairs = positive * negative
+    if own.groups is None:
+        return torch.where(pairs > 0, 1 / torch.where(pairs > 0, pairs, 1), 0)
+    if reduction == "pair_mean":
+        # Each row of a group brings its group's pairs; dividing by the rows counts a group once.
+        whole = _sum(
+            (torch.where(members > 0, pairs / members.clamp(min=1), 0) * _counts(own)).sum()
+        )
+        return torch.where(whole > 0, 1 / torch.where(whole > 0, whole, 1), 0).expand_as(pairs)
+    has_pairs = (pairs > 0).to(pairs.dtype)
+    groups = _sum((has_pairs / members.clamp(min=1) * _counts(own)).sum())
+    return has_pairs / torch.where(pairs > 0, pairs * groups.clamp(min=1), 1)
+
+
+def _masses(own: Rows, every: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """(B,) weight of the positives, of the negatives, and number of rows in each own row's group."""
+    is_positive = every.labels > 0.5
+    columns = torch.stack(
+        [every.weights * is_positive, every.weights * ~is_positive, _counts(every)], 1
+    )
+    if own.groups is None or every.groups is None:
+        whole = columns.sum(0).expand(len(own.logits), 3)
+        return whole[:, 0], whole[:, 1], whole[:, 2]
+    sums = torch.empty(len(own.logits), 3, dtype=columns.dtype, device=columns.device)
+    for block in _blocks(len(own.logits), len(every.logits)):
+        same = own.groups[block].unsqueeze(1) == every.groups
+        sums[block] = same.to(columns.dtype) @ columns
+    return sums[:, 0], sums[:, 1], sums[:, 2]
+
+
+def _pairs(own: Rows, every: Rows, block: slice) -> Tensor:
+    """(block, A) weights of pairs: w_i w_j where one is positive and the other is not, else 0."""
+    opposite = (own.labels[block] > 0.5).unsqueeze(1) ^ (every.labels > 0.5)
+    if own.groups is not None and every.groups is not None:
+        opposite &= own.groups[block].unsqueeze(1) == every.groups
+    return opposite * own.weights[block].unsqueeze(1) * every.weights
+
+
+def _counts(rows: Rows) -> Tensor:
+    return (rows.weights > 0).to(rows.logits.dtype)
+
+
+def _blocks(rows: int, columns: int) -> list[slice]:
+    size = max(1, _CHUNK_PAIRS // max(1, columns))
+    return [slice(start, min(rows, start + size)) for start in range(0, rows, size)]
+
+
+def _sum(value: Tensor) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def _gathered(values: Tensor) -> Tensor:
+    every = values.new_empty(world_size() * len(values))
+    dist.all_gather_into_tensor(every, values.contiguous())
+    return every

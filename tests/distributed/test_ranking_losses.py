@@ -1,0 +1,58 @@
+"""Ranking losses over two ranks equal those of the whole batch on one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.ranks import run_ranks
+
+ROWS = 12
+CASES = ("pairs", "pairs by group", "group means", "lists", "rcr", "positives on one rank only")
+
+
+def _batch(case: str) -> tuple:
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(ROWS, dtype=torch.float64, generator=generator)
+    y = torch.randint(0, 2, (ROWS,), generator=generator).double()
+    w = torch.randint(0, 3, (ROWS,), generator=generator).double()
+    g = torch.randint(0, 3, (ROWS,), generator=generator)
+    if case == "positives on one rank only":
+        y[: ROWS // 2] = 0
+    return z, y, w, g if "group" in case else None
+
+
+def _loss(case: str, part: slice) -> tuple[float, torch.Tensor]:
+    from prismrec.models.objectives.ranking import Rows, list_loss, pair_loss, rcr_loss
+
+    z, y, w, g = _batch(case)
+    logits = z[part].clone().requires_grad_()
+    rows = Rows(logits, y[part], w[part], None if g is None else g[part])
+    if case in ("lists", "rcr"):
+        loss = {"lists": list_loss, "rcr": rcr_loss}[case](rows)
+    else:
+        loss = pair_loss(rows, "group_mean" if case == "group means" else "pair_mean")
+    loss.backward()
+    return loss.item(), logits.grad
+
+
+def _losses() -> list[tuple[float, torch.Tensor]]:
+    import torch.distributed as dist
+
+    half = ROWS // 2
+    first = dist.get_rank() * half
+    return [_loss(case, slice(first, first + half)) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    return run_ranks(_losses, 2, timeout_s=120)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one(two_ranks, case):
+    value, gradient = _loss(case, slice(0, ROWS))
+    ranks = [rank[CASES.index(case)] for rank in two_ranks]
+    assert sum(v for v, _ in ranks) / 2 == pytest.approx(value, abs=1e-12)
+    averaged = torch.cat([g for _, g in ranks]) / 2  # as gradients are averaged over ranks
+    torch.testing.assert_close(averaged, gradient, atol=1e-12, rtol=0)
