@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from prismrec.config.load import dump
 from prismrec.config.model import BUILT_IN, Custom
 from prismrec.config.recipe import Recipe
-from prismrec.config.section import Section
+from prismrec.config.section import Section, is_section, sections_in
 
 _PREAMBLE = """\
 # Recipes
@@ -90,7 +90,7 @@ def _page_section(path: str, section: type[Section], title: str) -> Iterator[str
     rows = [
         _page_row(name, field)
         for name, field in fields.items()
-        if not _is_section(field.annotation) and not (name == "name" and section in _BUILT_IN)
+        if not is_section(field.annotation) and not (name == "name" and section in _BUILT_IN)
     ]
     if rows:
         yield "| key | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |"
@@ -98,19 +98,16 @@ def _page_section(path: str, section: type[Section], title: str) -> Iterator[str
         yield ""
     for name, field in fields.items():
         inner = f"{path}.{name}" if path else name
-        for below in _sections_in(field.annotation):
+        origin = get_origin(field.annotation)
+        if origin is dict:
+            inner += ".NAME"
+        for below in sections_in(field.annotation):
             if below is not Section:  # the model's own sections follow by name
-                yield from _page_section(inner, below, _page_title(inner, field.annotation, below))
-
-
-def _page_title(path: str, annotation: Any, below: type[Section]) -> str:
-    kind = below.model_fields.get("kind")
-    if kind is not None:
-        return f"`[{path}]` with `kind = {_type_of(kind.annotation).strip('`')}`"
-    origin = get_origin(annotation)
-    if origin is tuple:
-        return f"`[[{path}]]`"
-    return f"`[{path}.NAME]`" if origin is dict else f"`[{path}]`"
+                heading = f"`[[{inner}]]`" if origin is tuple else f"`[{inner}]`"
+                kind = below.model_fields.get("kind")
+                if kind is not None:
+                    heading += f" with `kind = {_type_of(kind.annotation).strip('`')}`"
+                yield from _page_section(inner, below, heading)
 
 
 def _page_row(name: str, field: FieldInfo) -> str:
@@ -128,7 +125,8 @@ def _type_of(annotation: Any) -> str:
     """The type in words; None is left out, the default says so."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_of(each) for each in inner if each is not type(None))
+        words = [_type_of(each) for each in inner if each is not type(None)]
+        return " or ".join(dict.fromkeys(words))
     if origin is Literal:
         return ", ".join(f"`{json.dumps(each)}`" for each in inner)
     if origin is Annotated:
@@ -137,7 +135,7 @@ def _type_of(annotation: Any) -> str:
         return f"list: {_type_of(inner[0])}"
     if origin is dict:
         return f"by name: {_type_of(inner[1])}"
-    return "section" if _is_section(annotation) else _WORDS[annotation]
+    return "section" if is_section(annotation) else _WORDS[annotation]
 
 
 def _default_of(field: FieldInfo) -> str:
@@ -171,16 +169,6 @@ def _limits(metadata: list[Any]) -> list[str]:
     ]
     patterns = [getattr(each, "pattern", None) for each in metadata]
     return limits + [f"matches `{pattern}`" for pattern in patterns if pattern]
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    if _is_section(annotation):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _sections_in(inner)]
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _prose(text: str | None) -> str:

@@ -14,7 +14,8 @@ class DirectIds(Section):
 
     kind: Literal["direct"] = "direct"
     out_of_range: Literal["unknown", "fail"] = "unknown"
-    """What an id does that is no row: look up the unknown rows, or end the run with an error."""
+    """What an id does that is no row: look up the unknown rows, or end the run with an error. A
+    missing id is no error, and neither is an id of a request to the served model."""
 
 
 class HashedIds(Section):
@@ -24,7 +25,7 @@ class HashedIds(Section):
     seed: int | None = Field(default=None, ge=0)
     """Seed of the hash; the table's name gives one if not given."""
     hashes: Literal[1, 2] = 1
-    """Rows that add up to an id's vector: with 2, hardly any two ids share both."""
+    """Rows whose sum is an id's vector: with 2, hardly any two ids share both."""
 
 
 class VocabularyIds(Section):
@@ -32,7 +33,8 @@ class VocabularyIds(Section):
 
     kind: Literal["vocabulary"]
     path: str
-    """Parquet file with columns `id` and `count`, as `prismrec data vocabulary` writes it."""
+    """Parquet file with columns `id` and `count`, as `prismrec data vocabulary` writes it; a path or
+    URL that every rank can read. Checkpoints and the exported model hold a copy."""
     min_count: int = Field(default=1, ge=1)
     """Ids seen less often than this in the training data are unknown."""
 
@@ -45,8 +47,8 @@ class QuotientRemainderIds(Section):
 
     kind: Literal["quotient_remainder"]
     divisor: int | None = Field(default=None, ge=2)
-    """The divisor, which is also the number of remainder rows; the root of the number of ids if
-    not given, which needs the fewest rows."""
+    """The divisor, which is also the number of remainders; the root of the number of ids if not
+    given, which needs the fewest rows."""
 
 
 class ManagedIds(Section):

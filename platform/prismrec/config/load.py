@@ -5,15 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from prismrec.config.errors import ConfigError, UserError, nearest
 from prismrec.config.model import BUILT_IN
 from prismrec.config.recipe import Recipe
-from prismrec.config.section import Section
+from prismrec.config.section import is_section, kinds_in, sections_in
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -123,13 +123,18 @@ def _where(location: Sequence[int | str]) -> str:
 
 def _explain(details: ErrorDetails, tree: dict[str, Any]) -> list[str]:
     """Lines for one pydantic error, in our words."""
-    location = tuple(details["loc"])
-    where, kind = _where(location), details["type"]
+    place, holder, own = _place(details["loc"])
+    where, kind = _where(place), details["type"]
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
-        return [f"{where}: unknown key; {nearest(str(location[-1]), _keys_at(location, tree))}"]
+        return [f"{where}: unknown key; {nearest(str(place[-1]), _keys_of(holder, place, tree))}"]
     if kind == "missing":
         return [f"{where}: missing (required)"]
+    if kind == "union_tag_not_found":
+        return [f"{where}.kind: missing (required); {nearest('', kinds_in(own))}"]
+    if kind == "union_tag_invalid":
+        tag = str(context["tag"])
+        return [f"{where}.kind: unknown kind '{tag}'; {nearest(tag, kinds_in(own))}"]
     if kind == "literal_error":
         return [f"{where}: must be one of {context['expected']}, got {details['input']!r}"]
     if kind in _COMPARISONS:
@@ -163,25 +168,40 @@ _TYPES = {
 }
 
 
-def _keys_at(location: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
-    """Keys that the section holding `location` knows."""
-    if location[0] == "model" and len(location) == 2:
+def _place(location: Sequence[int | str]) -> tuple[list[int | str], Any, Any]:
+    """Where an error is, as keys of the recipe, the type that holds it and its own type.
+
+    Where a section comes in kinds, pydantic puts the kind between the keys.
+    """
+    place: list[int | str] = []
+    holder: Any = None
+    own: Any = Recipe
+    for part in location:
+        kinds = kinds_in(own)
+        if part in kinds:
+            own = kinds[str(part)]
+        else:
+            place.append(part)
+            holder, own = own, _below(own, part)
+    return place, holder, own
+
+
+def _below(annotation: Any, part: int | str) -> Any:
+    """Type of what a key or an index names inside a value of some type; None if nothing."""
+    if is_section(annotation):
+        field = annotation.model_fields.get(part)
+        return field.annotation if field else None
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    sections = sections_in(annotation)
+    return _below(sections[0], part) if len(sections) == 1 else None
+
+
+def _keys_of(holder: Any, place: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
+    """Keys that the section holding `place` knows."""
+    if place[0] == "model" and len(place) == 2:
         name = tree.get("model", {}).get("name", "")
         return list(BUILT_IN[name].model_fields) if name in BUILT_IN else ["name", "options"]
-    section: type[BaseModel] | None = Recipe
-    for part in location[:-1]:
-        if isinstance(part, int) or section is None:
-            continue
-        field = section.model_fields.get(part)
-        section = _section_in(field.annotation) if field else section
-    return list(section.model_fields) if section else []
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for inner in get_args(annotation):
-        found = _section_in(inner)
-        if found:
-            return found
-    return None
+    return [key for section in sections_in(holder) for key in section.model_fields]

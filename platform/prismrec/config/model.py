@@ -99,6 +99,11 @@ class Custom(Section):
     """Handed to the function as they stand."""
 
 
+WITH_FIRST_ORDER = ("lr", "fm", "wide_deep", "deepfm")
+"""Models that have a weight for every id, beside the sets that they read."""
+WITHOUT_SETS = ("lr",)
+"""Models that read no embedding set."""
+
 BUILT_IN: dict[str, type[Section]] = {
     "lr": LR,
     "fm": FM,

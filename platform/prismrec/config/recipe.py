@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from prismrec.config.data import DataSection, FeaturesSection, Task
-from prismrec.config.embedding import EmbeddingSection, TableOptimizer, cpu_problem
+from prismrec.config.embedding import (
+    EmbeddingSection,
+    TableOptimizer,
+    cpu_problem,
+    row_problem,
+    wire_problem,
+)
 from prismrec.config.errors import nearest
-from prismrec.config.model import BUILT_IN, Custom
+from prismrec.config.managed import managed_problems
+from prismrec.config.model import BUILT_IN, WITH_FIRST_ORDER, WITHOUT_SETS, Custom
+from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
+from prismrec.config.sets import linear_set, set_problems
 from prismrec.config.train import (
     CheckpointSection,
     EvaluateSection,
@@ -78,8 +89,10 @@ class Recipe(Section):
         problems = [
             *_lane_problems(self),
             *_name_problems(self),
+            *_set_problems(self),
             *_table_problems(self),
             *_device_problems(self),
+            *_rank_problems(self),
             *_column_problems(self),
         ]
         if problems:
@@ -152,12 +165,6 @@ def _name_problems(recipe: Recipe) -> list[str]:
                 f"features.sparse[{index}].table: not set, so the table has the name of the column, "
                 f"'{feature.source}', but cannot hold '.', '/' or '__'; set `table`"
             )
-    for index, each in enumerate(recipe.embedding.sets):
-        if _forbidden(each.name) or each.name.startswith("_"):
-            problems.append(
-                f"embedding.sets[{index}].name: the name of a set is not empty, does not begin with "
-                f"'_' and cannot hold '.', '/' or '__', got '{each.name}'; choose another name"
-            )
     return problems
 
 
@@ -165,18 +172,69 @@ def _forbidden(name: str) -> bool:
     return not name or any(part in name for part in (".", "/", "__"))
 
 
+def _set_problems(recipe: Recipe) -> Iterator[str]:
+    model = getattr(recipe.model, "name", "")
+    if model in WITHOUT_SETS:
+        return iter(())
+    linear = linear_set(len(recipe.tasks)) if model in WITH_FIRST_ORDER else None
+    given = (recipe.embedding, recipe.features.sparse, linear)
+    return chain(set_problems(*given), placement_problems(*given))
+
+
 def _device_problems(recipe: Recipe) -> list[str]:
+    """What the CPU lacks of that which is asked for: optimizers, their options, other memory."""
     if recipe.train.device != "cpu":
         return []
+    optimizers = _optimizers_in_use(recipe)
+    problems = [cpu_problem(optimizer, where) for where, optimizer in optimizers.items()]
+    kernels = {"embedding.kernel": recipe.embedding.kernel}
+    for name, options in recipe.embedding.tables.items():
+        if options.kernel is not None:
+            kernels[f"embedding.tables.{name}.kernel"] = options.kernel
+    problems += [
+        f"{where}: '{kernel}' is for tables that a CUDA device looks up in host memory; on CPU leave "
+        "it out"
+        for where, kernel in kernels.items()
+        if kernel not in ("auto", "fused")
+    ]
+    return [problem for problem in problems if problem is not None]
+
+
+def _rank_problems(recipe: Recipe) -> list[str]:
+    """Copies of the tables, and types on the wire, that do not go with the number of workers."""
+    section, world = recipe.embedding, recipe.workers.count
+    of_copy, problems = section.ranks_per_copy, []
+    if of_copy is not None and (of_copy >= world or world % of_copy):
+        divisors = [str(n) for n in range(1, world) if world % n == 0]
+        problems.append(
+            f"embedding.ranks_per_copy: {world} workers cannot hold several copies of the tables "
+            f"with {of_copy} ranks each; use " + " or ".join([*divisors, "leave it out"])
+        )
+    if section.sync_every > 1 and of_copy is None:
+        problems.append(
+            "embedding.sync_every: there is one copy of the tables, and nothing to average; set "
+            "embedding.ranks_per_copy or leave it at 1"
+        )
+    wire = wire_problem(section.communication, recipe.data.global_batch_size // world)
+    if world > 1 and wire is not None:
+        problems.append(wire)
+    return problems
+
+
+def _optimizers_in_use(recipe: Recipe) -> dict[str, TableOptimizer]:
+    """The optimizers that some set of some table has, by the key of the recipe that gives each."""
     section = recipe.embedding
-    problems: dict[TableOptimizer, str] = {}
+    found: dict[str, TableOptimizer] = {}
     for name in dict.fromkeys(feature.table_name for feature in recipe.features.sparse):
         options = section.tables.get(name)
-        optimizer = (options and options.optimizer) or section.optimizer
-        problem = cpu_problem(optimizer, name)
-        if problem is not None:
-            problems.setdefault(optimizer, problem)  # one table stands for those that share it
-    return list(problems.values())
+        for index, each in enumerate(section.resolved_sets):
+            if each.optimizer is not None:
+                found[f"embedding.sets[{index}].optimizer"] = each.optimizer
+            elif options is not None and options.optimizer is not None:
+                found[f"embedding.tables.{name}.optimizer"] = options.optimizer
+            else:
+                found["embedding.optimizer"] = section.optimizer
+    return found
 
 
 def _table_problems(recipe: Recipe) -> list[str]:
@@ -186,11 +244,12 @@ def _table_problems(recipe: Recipe) -> list[str]:
         for name in recipe.embedding.tables
         if name not in tables
     ]
-    problems += [
-        f"embedding.tables.{name}: hash_ids needs rows, the number of rows to fold ids into"
-        for name, options in recipe.embedding.tables.items()
-        if options.hash_ids and options.rows is None
-    ]
+    for name, options in recipe.embedding.tables.items():
+        problem = row_problem(options)
+        if problem is not None:
+            problems.append(f"embedding.tables.{name}.{problem}")
+        for problem in managed_problems(recipe.embedding, options):
+            problems.append(f"embedding.tables.{name}.{problem}")
     return problems
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prismrec.config.section import Section
 
@@ -35,6 +35,24 @@ class Schedule(Section):
     min_factor: float = Field(default=0.0, ge=0, le=1)
 
 
+class WarmStart(Section):
+    """Another run whose weights this one starts with. A run that is resumed does not start again."""
+
+    source: str
+    """Directory of a run, whose best checkpoint is taken (the newest if none was evaluated), or of a
+    checkpoint."""
+    tables: dict[str, str] = Field(default_factory=dict)
+    """This run's table = the other's, where their names differ; `""` takes none."""
+    sets: dict[str, str] = Field(default_factory=dict)
+    """This run's set = the other's, where their names differ; `""` takes none."""
+    dense: bool = True
+    """Take dense weights of equal name and shape."""
+    optimizer_state: bool = False
+    """Take the optimizer's state with the weights."""
+    strict: bool = False
+    """Refuse to start when anything asked for finds no match, or only a part of one."""
+
+
 class TrainSection(Section):
     """How long, how precisely and with which dense optimizer."""
 
@@ -48,10 +66,27 @@ class TrainSection(Section):
     """Largest norm of the dense gradient; tables are updated in backward and never clipped by it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep a moving average of the dense weights, which evaluation and export use."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Batches whose gradients make one step; only 1 works, because the tables are updated in every
+    backward pass."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two records of the training loss."""
     optimizer: DenseOptimizer = DenseOptimizer()
     schedule: Schedule = Schedule()
+
+    @field_validator("accumulation_steps")
+    @classmethod
+    def _one(cls, value: int) -> int:
+        if value > 1:
+            raise ValueError(
+                f"gradients of {value} batches cannot be added up: backward updates the tables at "
+                "once, so each batch would see rows that the one before it has moved; raise "
+                "data.global_batch_size instead, over more workers if memory is short"
+            )
+        return value
+
+    warm_start: WarmStart | None = None
+    """`[train.warm_start]`: weights of another run to start with; they are drawn if not given."""
 
 
 class EvaluateSection(Section):

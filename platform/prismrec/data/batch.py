@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Batch(Pipelineable):
 
     Args:
         sparse: row ids of the pooled features, keys in recipe order; weighted when any
-            feature has weights.
+            feature has weights. No keys where all features are in `managed`.
         dense: (B, N) float32, missing values 0.
         labels: (B, T) float32 in {0, 1}, 0 where there is no label.
         valid: (B, T) float32 in {0, 1}: the row has a label and is in the task's sample space.
@@ -32,6 +33,8 @@ class Batch(Pipelineable):
         domain: (B,) int64, 0 where the recipe names no domain.
         group: (B,) int64, 0 where the recipe names no group.
         time: (B,) int64, 0 where the recipe names no time.
+        managed: codes of the ids of the features whose tables give rows to ids as they come, which
+            are not in `sparse`; None where there are none.
     """
 
     sparse: KeyedJaggedTensor
@@ -42,21 +45,26 @@ class Batch(Pipelineable):
     domain: Tensor
     group: Tensor
     time: Tensor
+    managed: KeyedJaggedTensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
-        return Batch(
-            *(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
-        )
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until `stream` is done with it."""
         for field in fields(self):
-            getattr(self, field.name).record_stream(stream)
+            part = getattr(self, field.name)
+            if part is not None:
+                part.record_stream(stream)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked host memory."""
-        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, make: Callable[[Any], Any]) -> Batch:
+        parts = [getattr(self, field.name) for field in fields(self)]
+        return Batch(*(None if part is None else make(part) for part in parts))
 
     @property
     def num_rows(self) -> int:
@@ -85,7 +93,7 @@ def jagged_ids(
         values=values,
         weights=weights,
         lengths=lengths,
-        stride=len(lengths) // len(keys),
+        stride=len(lengths) // len(keys) if keys else 0,
         length_per_key=list(counts),
         offset_per_key=[0, *itertools.accumulate(counts)],
     )

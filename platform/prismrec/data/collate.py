@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from prismrec.data.batch import Batch, KeyedIds, jagged_ids
 from prismrec.data.columns import IdColumn, ReadColumns
-from prismrec.data.encode.ids import row_ids
 from prismrec.data.order import Part, Tile, tiles
 from prismrec.data.rows import Bag, Floats, Ints, Rows
 
@@ -30,20 +31,32 @@ class Block:
         self._singles, self._bags = columns.singles, columns.bags
         self._batch_rows = batch_rows
         tasks, dense = len(columns.labels), len(columns.dense)
-        num_ints = len(self._singles) + len(columns.keys)
-        self._ints = np.empty((steps, num_ints, batch_rows), np.int64)
+        widths = [each.encoder.rows_per_id * batch_rows for each in self._singles]
+        self._starts = [0, *itertools.accumulate(widths)]
+        self._ids = np.empty((steps, self._starts[-1]), np.int64)
+        self._keys = np.empty((steps, len(columns.keys), batch_rows), np.int64)
         self._floats = np.empty((steps, dense + 2 * tasks, batch_rows), np.float32)
         self._weights = np.ones((steps, tasks, batch_rows), np.float32)
-        bagged = steps if self._bags else 1  # without bags all lengths are 1, in every step
-        self._lengths = np.ones((bagged, len(columns.sparse), batch_rows), np.int32)
+        bagged = steps if self._bags else 1  # without bags all steps have the same lengths
+        self._lengths = np.empty((bagged, len(columns.sparse), batch_rows), np.int32)
+        self._lengths[:] = [[each.encoder.rows_per_id] for each in columns.sparse]
         self._segments: list[list[list[tuple[Ints, Floats | None]]]] = [
             [[] for _ in self._bags] for _ in range(steps)
         ]
+        self.seen: Counts = np.zeros((steps, len(columns.sparse)), np.int64)
+        """(S, F) ids."""
         self.unknown: Counts = np.zeros((steps, len(columns.sparse)), np.int64)
-        """(S, F) ids that went to the unknown row."""
+        """(S, F) those of them that have no row of their own."""
         self.missing: Counts = np.zeros((steps, dense), np.int64)
         """(S, N) dense values that were missing."""
         self._place = {each.feature: at for at, each in enumerate(columns.sparse)}
+        singles, bags = itertools.count(), itertools.count()
+        self._at = [next(bags if each.is_bag else singles) for each in columns.sparse]
+        self._is_weighted = any(each.weights is not None for each in columns.sparse)
+        first_managed = sum(not each.is_managed for each in columns.sparse)  # they come last
+        self._fixed = slice(0, first_managed)
+        self._managed = slice(first_managed, len(columns.sparse))
+        self._single_places = [self._place[each.feature] for each in self._singles]
 
     def put(self, rows: Rows, span: tuple[int, int], part: Part, offset: int) -> None:
         """Copy `rows[span[0]:span[1]]`, whose first row is the stream's row `offset` of this block."""
@@ -51,6 +64,7 @@ class Block:
         for tile in tiles(part, offset, stop - first):
             for at, column in enumerate(rows.ints):
                 self._put_ints(at, column[first:stop], tile)
+            self.seen[tile.steps, self._single_places] += tile.high - tile.low
             for at, values in enumerate(rows.floats):
                 self._put_floats(at, values[first:stop], tile)
         for at, bag in enumerate(rows.bags):
@@ -58,9 +72,11 @@ class Block:
 
     def pad(self, last: Rows, part: Part, offset: int, count: int) -> None:
         """Fill up with copies of one row that count for nothing."""
-        unknown, missing = self.unknown.copy(), self.missing.copy()
+        counts = (self.seen, self.unknown, self.missing)
+        before = [each.copy() for each in counts]
         self.put(last.repeat(count), (0, count), part, offset)
-        self.unknown[:], self.missing[:] = unknown, missing
+        for each, value in zip(counts, before, strict=True):
+            each[:] = value
         first_valid = len(self._columns.dense) + len(self._columns.labels)
         for tile in tiles(part, offset, count):
             self._weights[tile.steps, :, tile.columns] = 0
@@ -71,12 +87,12 @@ class Block:
         tasks, dense = len(self._columns.labels), len(self._columns.dense)
         floats = torch.from_numpy(self._floats[step])
         labels, valid = floats[dense : dense + tasks], floats[dense + tasks :]
-        keys = iter(torch.from_numpy(self._ints[step, len(self._singles) :]))
+        keys = iter(torch.from_numpy(self._keys[step]))
         chosen = (self._columns.domain, self._columns.group, self._columns.time)
         none = torch.zeros(self._batch_rows, dtype=torch.int64)
         domain, group, time = (none if name is None else next(keys) for name in chosen)
         return Batch(
-            sparse=self._ids_of_bags(step) if self._bags else self._ids_of_singles(step),
+            sparse=self._keyed(step, self._fixed),
             dense=floats[:dense].t(),
             labels=labels.t().contiguous(),
             valid=valid.t().contiguous(),
@@ -84,17 +100,19 @@ class Block:
             domain=domain,
             group=group,
             time=time,
+            managed=self._keyed(step, self._managed) if self._has_managed else None,
         )
 
     def _put_ints(self, at: int, column: Ints, tile: Tile) -> None:
         source = tile.shape(column)
-        target = self._ints[tile.steps, at, tile.columns]
         if at >= len(self._singles):
-            target[...] = source
+            self._keys[tile.steps, at - len(self._singles), tile.columns] = source
             return
-        feature = self._singles[at]
-        ids, unknown = row_ids(source, feature.num_rows, feature.hash_seed)
-        target[...] = ids
+        feature, start = self._singles[at], self._starts[at]
+        rows, unknown = feature.encoder(source)
+        width = feature.encoder.rows_per_id
+        first, stop = (start + width * edge for edge in (tile.columns.start, tile.columns.stop))
+        self._ids[tile.steps, first:stop] = rows
         if unknown is not None:
             self.unknown[tile.steps, self._place[feature.feature]] += unknown.sum(axis=1)
 
@@ -112,47 +130,57 @@ class Block:
     def _put_bag(self, at: int, bag: Bag, part: Part, offset: int) -> None:
         feature = self._bags[at]
         place = self._place[feature.feature]
-        ids, unknown = row_ids(bag.values, feature.num_rows, feature.hash_seed)
+        rows, unknown = feature.encoder(bag.values)
+        width, weights = feature.encoder.rows_per_id, bag.weights
+        if weights is not None and width > 1:
+            weights = weights.repeat(width)
         lengths = np.diff(bag.offsets)
         for tile in tiles(part, offset, len(lengths)):
-            self._lengths[tile.steps, place, tile.columns] = tile.shape(lengths)
+            self._lengths[tile.steps, place, tile.columns] = width * tile.shape(lengths)
             for step in range(tile.steps.start, tile.steps.stop):
                 row = tile.first + (step - tile.steps.start) * tile.width
                 here = slice(bag.offsets[row + tile.low], bag.offsets[row + tile.high])
-                weights = None if bag.weights is None else bag.weights[here]
-                self._segments[step][at].append((ids[here], weights))
+                there = slice(width * here.start, width * here.stop)
+                self._segments[step][at].append(
+                    (rows[there], None if weights is None else weights[there])
+                )
+                self.seen[step, place] += here.stop - here.start
                 if unknown is not None:
                     self.unknown[step, place] += unknown[here].sum()
 
-    def _ids_of_singles(self, step: int) -> KeyedIds:
-        """The sparse features, where each is one id a row."""
-        count, rows = len(self._singles), self._batch_rows
+    @property
+    def _has_managed(self) -> bool:
+        return self._managed.start < self._managed.stop
+
+    def _keyed(self, step: int, chosen: slice) -> KeyedIds:
+        """Some sparse features that follow each other; without bags their ids lie so already."""
+        features = self._columns.sparse[chosen]
+        names = [each.feature for each in features]
+        lengths = torch.from_numpy(self._lengths[step if self._bags else 0, chosen].reshape(-1))
+        if not self._bags:
+            starts = self._starts[chosen.start : chosen.stop + 1]
+            ids = torch.from_numpy(self._ids[step, starts[0] : starts[-1]])
+            return jagged_ids(names, ids, lengths, np.diff(starts).tolist())
+        parts = [
+            _parts(feature, self._of_feature(step, chosen.start + index))
+            for index, feature in enumerate(features)
+        ]
         return jagged_ids(
-            [each.feature for each in self._singles],
-            torch.from_numpy(self._ints[step, :count].reshape(-1)),
-            torch.from_numpy(self._lengths.reshape(-1)),
-            [rows] * count,
+            names,
+            _joined([ids for segments in parts for ids, _ in segments], np.int64),
+            lengths,
+            [sum(len(ids) for ids, _ in segments) for segments in parts],
+            _joined([weights for segments in parts for _, weights in segments], np.float32)
+            if self._is_weighted
+            else None,
         )
 
-    def _ids_of_bags(self, step: int) -> KeyedIds:
-        """The sparse features, where some are bags."""
-        values: list[Ints] = []
-        weights: list[Floats] = []
-        counts = []
-        ids, bags = iter(self._ints[step]), iter(self._segments[step])
-        for feature in self._columns.sparse:
-            parts = _parts(feature, next(bags) if feature.is_bag else [(next(ids), None)])
-            values += (part for part, _ in parts)
-            weights += (weight for _, weight in parts)
-            counts.append(sum(len(part) for part, _ in parts))
-        weighted = any(feature.weights is not None for feature in self._columns.sparse)
-        return jagged_ids(
-            [each.feature for each in self._columns.sparse],
-            _joined(values),
-            torch.from_numpy(self._lengths[step].reshape(-1)),
-            counts,
-            _joined(weights) if weighted else None,
-        )
+    def _of_feature(self, step: int, index: int) -> list[tuple[Ints, Floats | None]]:
+        """Ids of one sparse feature, with their weights if they have some."""
+        at = self._at[index]
+        if self._columns.sparse[index].is_bag:
+            return self._segments[step][at]
+        return [(self._ids[step, self._starts[at] : self._starts[at + 1]], None)]
 
 
 def _parts(
@@ -166,5 +194,5 @@ def _parts(
     ]
 
 
-def _joined(parts: list[Ints] | list[Floats]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts))
+def _joined(parts: list[Ints] | list[Floats], data_type: DTypeLike) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, data_type), *parts]))

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature, Task
-from prismrec.data.encode.ids import name_seed
+from prismrec.config.ids import DirectIds
+from prismrec.data.encode.codes import CodeEncoder
+from prismrec.data.encode.encoders import Encoder
 from prismrec.data.schema import DataSchema
 from prismrec.data.source import DataSource
 
@@ -23,16 +25,21 @@ class IdColumn:
         column: column of ids.
         is_bag: several ids a row.
         weights: list column parallel to a bag.
-        num_rows: rows of its table for known ids.
-        hash_seed: folds ids of any value into those rows; None leaves large ids unknown.
+        encoder: from its ids to rows of its table.
+        is_strict: an id without a row of its own, unless it is missing, ends the run.
     """
 
     feature: str
     column: str
     is_bag: bool
     weights: str | None
-    num_rows: int
-    hash_seed: int | None
+    encoder: Encoder
+    is_strict: bool
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether its table gives rows to ids as they come: its ids become codes, not rows."""
+        return isinstance(self.encoder, CodeEncoder)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class LabelColumn:
 class ReadColumns:
     """Everything read for a batch, and the order of the columns in `Rows`.
 
+    Sparse features are in the order of the recipe, those of managed tables after the others.
     `ints` are the single ids, then domain, group and time as far as there are any; `floats` are
     the dense columns, the labels and the validity of each label; `bags` are the bags.
     """
@@ -90,21 +98,26 @@ class ReadColumns:
 
 
 def read_columns(
-    recipe: Recipe, source: DataSource, table_rows: Mapping[str, int], training: bool
+    recipe: Recipe, source: DataSource, encoders: Mapping[str, Encoder], training: bool
 ) -> ReadColumns:
     """The columns that `recipe` reads from a data set.
 
     Args:
         recipe: features and tasks.
         source: the data set.
-        table_rows: rows for known ids of every sparse feature's table.
+        encoders: of every sparse feature, see `encoders_of`.
         training: negatives are sampled down.
 
     Raises:
         UserError: a column is missing, or of a kind that its use does not allow.
     """
     schema, features = source.schema, recipe.features
-    folded = {name for name, options in recipe.embedding.tables.items() if options.hash_ids}
+    kinds = {name: options.ids for name, options in recipe.embedding.tables.items()}
+    strict = {
+        name
+        for name, ids in kinds.items()
+        if isinstance(ids, DirectIds) and ids.out_of_range == "fail"
+    }
     for name in features.dense:
         schema.column(name, ("number",), "features.dense")
     if features.time is not None:
@@ -113,8 +126,12 @@ def read_columns(
         name = getattr(features, key)
         if name is not None:
             _integer_column(source, name, f"features.{key}")
+    sparse = [
+        _id_column(each, schema, encoders[each.name], is_strict=each.table_name in strict)
+        for each in features.sparse
+    ]
     return ReadColumns(
-        tuple(_id_column(each, schema, table_rows, folded) for each in features.sparse),
+        tuple(sorted(sparse, key=lambda each: each.is_managed)),
         features.dense,
         tuple(_label_column(task, schema, training) for task in recipe.tasks),
         features.domain,
@@ -124,7 +141,7 @@ def read_columns(
 
 
 def _id_column(
-    feature: SparseFeature, schema: DataSchema, table_rows: Mapping[str, int], folded: set[str]
+    feature: SparseFeature, schema: DataSchema, encoder: Encoder, *, is_strict: bool
 ) -> IdColumn:
     used_as = f"features.sparse '{feature.name}'"
     is_bag = schema.column(feature.source, ("id", "ids"), used_as).kind == "ids"
@@ -135,9 +152,7 @@ def _id_column(
                 f"{used_as}: weights belong to a column of kind 'ids', and '{feature.source}' "
                 "holds one id a row; drop the weights"
             )
-    seed = name_seed(feature.table_name) if feature.table_name in folded else None
-    rows = table_rows[feature.name]
-    return IdColumn(feature.name, feature.source, is_bag, feature.weights, rows, seed)
+    return IdColumn(feature.name, feature.source, is_bag, feature.weights, encoder, is_strict)
 
 
 def _label_column(task: Task, schema: DataSchema, training: bool) -> LabelColumn:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prismrec.config import UserError
 from prismrec.data.columns import IdColumn, LabelColumn, ReadColumns
+from prismrec.data.encode.encoders import outside
 from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
 from prismrec.data.filters import RowFilter, unreadable
 from prismrec.data.rows import Bag, Floats, Ints, Rows
@@ -63,7 +64,8 @@ class Decoder:
 
         Raises:
             UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
-                match its ids, or rows are not in the order of time that is asked for.
+                match its ids, an id is no row where that is asked for, or rows are not in the
+                order of time that is asked for.
         """
         sampled = any(label.negative_rate < 1 for label in self.columns.labels)
         table = self._table(group, self.columns.names, sampled)
@@ -71,7 +73,7 @@ class Decoder:
         if self.ordered_by is not None:
             _check_sorted(table.column(self.ordered_by), self.ordered_by, where)
         arrays = {name: one_array(table.column(name)) for name in table.column_names}
-        ids = [ints(arrays[each.column], NULL_ID) for each in self.columns.singles]
+        ids = [self._single(each, arrays, group) for each in self.columns.singles]
         keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
         dense = [floats(arrays[name]) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
@@ -80,7 +82,7 @@ class Decoder:
             table.num_rows,
             (*ids, *keys),
             (*dense, *(label for label, _ in labels), *(valid for _, valid in labels)),
-            tuple(_bag(each, arrays, where) for each in self.columns.bags),
+            tuple(self._bag(each, arrays, group) for each in self.columns.bags),
         )
 
     def row_numbers(self, group: int) -> Ints:
@@ -123,6 +125,40 @@ class Decoder:
             )
         return table
 
+    def _single(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Ints:
+        ids = ints(arrays[feature.column], NULL_ID)
+        at = _not_a_row(feature, ids)
+        if at is not None:
+            raise _wrong_id(feature, int(ids[at]), self._where(group, at))
+        return ids
+
+    def _bag(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Bag:
+        lists = arrays[feature.column]
+        lengths = _lengths(lists)
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        ids, weights = ints(lists.flatten(), NULL_ID), None
+        at = _not_a_row(feature, ids)
+        if at is not None:
+            row = int(np.searchsorted(offsets, at, side="right")) - 1
+            raise _wrong_id(feature, int(ids[at]), self._where(group, row))
+        if feature.weights is not None:
+            parallel = arrays[feature.weights]
+            differing = np.flatnonzero(_lengths(parallel) != lengths)
+            if len(differing):
+                row = int(differing[0])
+                raise UserError(
+                    f"{self._where(group, row)}: column '{feature.weights}' has "
+                    f"{_lengths(parallel)[row]} weights for the {lengths[row]} ids of "
+                    f"'{feature.column}'; write one weight for every id"
+                )
+            weights = np.nan_to_num(floats(parallel.flatten()), nan=0.0)
+        return Bag(offsets, ids, weights)
+
+    def _where(self, group: int, row: int) -> str:
+        """A filtered row of a row group in words: `part-0.parquet: row group 3, row 17`."""
+        return f"{self.source.where(group)}, row {self.row_numbers(group)[row]}"
+
     def _label(
         self, label: LabelColumn, arrays: dict[str, pa.Array], place: tuple[int, Ints | None]
     ) -> tuple[Floats, Floats]:
@@ -140,23 +176,23 @@ class Decoder:
         return values, valid
 
 
-def _bag(feature: IdColumn, arrays: dict[str, pa.Array], where: str) -> Bag:
-    lists = arrays[feature.column]
-    lengths = _lengths(lists)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    weights = None
-    if feature.weights is not None:
-        parallel = arrays[feature.weights]
-        differing = np.flatnonzero(_lengths(parallel) != lengths)
-        if len(differing):
-            row = differing[0]
-            raise UserError(
-                f"{where}: column '{feature.weights}' has {_lengths(parallel)[row]} weights for "
-                f"the {lengths[row]} ids of '{feature.column}'; write one weight for every id"
-            )
-        weights = np.nan_to_num(floats(parallel.flatten()), nan=0.0)
-    return Bag(offsets, ints(lists.flatten(), NULL_ID), weights)
+def _not_a_row(feature: IdColumn, ids: Ints) -> int | None:
+    """Where the first id is that may not stand there; None where there is no such id."""
+    if not feature.is_strict:
+        return None
+    unknown = outside(ids, feature.encoder.rows.known)
+    if unknown is None:
+        return None
+    wrong = np.flatnonzero(unknown & (ids != NULL_ID))
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _wrong_id(feature: IdColumn, value: int, where: str) -> UserError:
+    return UserError(
+        f"{where}: feature '{feature.feature}': column '{feature.column}' holds id {value}, but its "
+        f"table has rows for 0 to {feature.encoder.rows.known - 1} only; correct the data or the "
+        "number of ids, or set out_of_range = 'unknown'"
+    )
 
 
 def _lengths(lists: pa.Array) -> NDArray[np.int64]:

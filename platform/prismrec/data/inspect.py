@@ -126,7 +126,7 @@ class _Seen:
             self.parts.append(_Lengths())
         if column.num_ids is not None:
             self.parts.append(_Ids(column.num_ids))
-        if column.kind == "time":
+        elif column.kind in ("id", "ids", "time"):
             self.parts.append(_Span())
         if column.kind in ("number", "numbers", "label"):
             self.parts.append(_Moments(is_label=column.kind == "label"))
@@ -236,7 +236,7 @@ class _Moments:
 
 
 class _Span:
-    """First and last time."""
+    """Smallest and largest value."""
 
     def __init__(self) -> None:
         self._ends: list[int] = []

@@ -9,17 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prismrec.config import Recipe
-from prismrec.data.encode.ids import NULL_ID, name_seed, row_ids
-from prismrec.data.filters import row_filter
+from prismrec.data.encode.encoders import Encoder
+from prismrec.data.encode.ids import NULL_ID
+from prismrec.data.filters import row_filter, unreadable
 from prismrec.data.lanes import Share
 from prismrec.data.rows import Ints
 from prismrec.data.source import DataSource
 
 
 def id_frequency(
-    source: DataSource, recipe: Recipe, feature: str, num_rows: int, share: Share
+    source: DataSource, recipe: Recipe, feature: str, encoder: Encoder, share: Share
 ) -> Ints:
-    """(num_rows + 1,) how often the training split has each row of a feature's table.
+    """(rows of the table,) how often the training split has each row of a feature's table.
 
     One column of one rank's part of the row groups is read; the sum over ranks is the answer.
 
@@ -27,14 +28,12 @@ def id_frequency(
         source: the data set.
         recipe: for the training split and the feature.
         feature: a sparse feature with one id a row.
-        num_rows: rows of its table for known ids.
+        encoder: its encoder, which gives an id one row.
         share: which part of the row groups.
     """
     chosen = next(each for each in recipe.features.sparse if each.name == feature)
-    options = recipe.embedding.tables.get(chosen.table_name)
-    seed = name_seed(chosen.table_name) if options is not None and options.hash_ids else None
     rows = row_filter(recipe.data.splits.train, source, "data.splits.train")
-    counts = np.zeros(num_rows + 1, np.int64)
+    counts = np.zeros(encoder.rows.total, np.int64)
     groups = range(share.rank, len(source.group_rows), share.world_size)
     fragments = {
         file: source.fragments(file) for file in {int(source.group_file[g]) for g in groups}
@@ -45,8 +44,8 @@ def id_frequency(
             columns=[chosen.source], filter=rows.expression, schema=source.arrow(file)
         )
         ids = pc.fill_null(table.column(0).cast(pa.int64()), NULL_ID).to_numpy()
-        found, _ = row_ids(ids, num_rows, seed)
-        counts += np.bincount(found, minlength=num_rows + 1)
+        found, _ = encoder(ids)
+        counts += np.bincount(found, minlength=len(counts))
     return counts
 
 
@@ -85,11 +84,15 @@ def filtered_tables(
         where: what the conditions are called in errors.
 
     Raises:
-        UserError: a condition cannot be read or a column is missing.
+        UserError: a condition cannot be read, a column is missing, or a row group cannot be
+            decoded.
     """
     rows = row_filter(conditions, source, where)
     for file in range(len(source.files)):
         arrow = source.arrow(file)
         source.schema.check_arrow(arrow, list(columns), source.files[file].name)
-        for fragment in source.fragments(file):
-            yield fragment.to_table(columns=list(columns), filter=rows.expression, schema=arrow)
+        for group, fragment in enumerate(source.fragments(file)):
+            try:
+                yield fragment.to_table(columns=list(columns), filter=rows.expression, schema=arrow)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(f"{source.files[file].name}: row group {group}", error) from None

@@ -15,6 +15,7 @@ from prismrec.data.collate import Block
 from prismrec.data.columns import read_columns
 from prismrec.data.cursor import Cursor
 from prismrec.data.decode import Decoder
+from prismrec.data.encode.encoders import Encoder
 from prismrec.data.filters import RowFilter, count_rows, row_filter
 from prismrec.data.groups import DecodedGroups
 from prismrec.data.lanes import ALONE, Lanes, ReaderState, Share
@@ -37,7 +38,7 @@ class Reader:
         source: the data set.
         recipe: data, features and tasks.
         split: `train`, `valid` or `test`.
-        table_rows: rows for known ids of every sparse feature's table, the unknown row not counted.
+        encoders: of every sparse feature, see `encoders_of`.
         share: which rank of how many.
         training: rows come in `data.order` and negatives are sampled; else as the files lie.
 
@@ -52,12 +53,12 @@ class Reader:
         source: DataSource,
         recipe: Recipe,
         split: str,
-        table_rows: Mapping[str, int],
+        encoders: Mapping[str, Encoder],
         share: Share = ALONE,
         training: bool = False,
     ) -> None:
         self._data, self._seed = recipe.data, recipe.seed
-        self.columns = read_columns(recipe, source, table_rows, training)
+        self.columns = read_columns(recipe, source, encoders, training)
         """What is decoded, and as what."""
         rows = _split(recipe, split, source)
         self._counts = count_rows(source, rows)
@@ -72,7 +73,9 @@ class Reader:
         self._decoder = Decoder(source, self.columns, rows, self._counts, self._seed, time)
         self._source = source
         self.unknown_ids = {each.feature: 0 for each in self.columns.sparse}
-        """By feature, ids of this rank's batches so far that went to the unknown row."""
+        """By feature, ids of this rank's batches so far that have no row of their own."""
+        self.seen_ids = dict.fromkeys(self.unknown_ids, 0)
+        """By feature, all ids of this rank's batches so far."""
         self.missing_values = dict.fromkeys(self.columns.dense, 0)
         """By dense column, values of this rank's batches so far that were missing."""
         self.peak_groups = 0
@@ -112,11 +115,12 @@ class Reader:
         self.lanes.check(start)
         produced = self._produce(epoch, start)
         with closing(ahead(produced, self._data.prefetch)) as batches:
-            for step, (batch, unknown, missing) in enumerate(batches, 1):
-                for feature, count in zip(self.unknown_ids, unknown, strict=True):
-                    self.unknown_ids[feature] += int(count)
-                for column, count in zip(self.missing_values, missing, strict=True):
-                    self.missing_values[column] += int(count)
+            for step, (batch, *counts) in enumerate(batches, 1):
+                for totals, found in zip(
+                    (self.seen_ids, self.unknown_ids, self.missing_values), counts, strict=True
+                ):
+                    for name, count in zip(totals, found, strict=True):
+                        totals[name] += int(count)
                 yield batch, ReaderState(epoch, self.lanes.after(start, step))
 
     def rows_at(self, epoch: int, lane: int, start: int, stop: int) -> tuple[Ints, Ints, Ints]:
@@ -174,8 +178,8 @@ class Reader:
 
     def _produce(
         self, epoch: int, offsets: tuple[int, ...]
-    ) -> Generator[tuple[Batch, Ints, Ints], None, None]:
-        """Batches with their counts of unknown ids and of missing values; runs on a thread."""
+    ) -> Generator[tuple[Batch, Ints, Ints, Ints], None, None]:
+        """Batches with their counts of ids, unknown ids and missing values; runs on a thread."""
         left = self.lanes.steps(offsets)
         per_block = max(1, _CHUNK_ROWS // self.lanes.step_rows)
         held = 1 if self.lanes.dealt else len(self._owned)
@@ -189,7 +193,8 @@ class Reader:
                     _fill(block, steps, cursor, cursors, groups)
                 self.peak_groups = max(self.peak_groups, groups.peak)
                 for step in range(steps):
-                    yield block.batch(step), block.unknown[step], block.missing[step]
+                    counts = block.seen[step], block.unknown[step], block.missing[step]
+                    yield block.batch(step), *counts
                 left -= steps
 
 

@@ -21,13 +21,16 @@ class Column(BaseModel):
 
     | kind | Parquet type | meaning |
     | --- | --- | --- |
-    | `id` | integer | one id in 0..num_ids-1; null or anything else is an unknown id |
+    | `id` | integer | one id; null is a missing one |
     | `ids` | list of integer | a bag of such ids, possibly empty; null is an empty bag |
     | `number` | integer, float or boolean | a numeric value; null is missing |
     | `numbers` | list of float | weights parallel to an `ids` column |
     | `label` | integer, float or boolean | 0 or 1; null where the row has no label |
     | `time` | integer | when the row happened, in any unit that orders rows |
     | `other` | any | carried along, such as a true probability or a key |
+
+    Ids are 0..num_ids-1 where `num_ids` is given; without it they may have any value, and the recipe
+    says how they become rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,8 +41,8 @@ class Column(BaseModel):
 
     @model_validator(mode="after")
     def _ids_counted(self) -> Column:
-        if (self.num_ids is not None) != (self.kind in ("id", "ids")):
-            raise ValueError("num_ids belongs to the kinds 'id' and 'ids', and they need it")
+        if self.num_ids is not None and self.kind not in ("id", "ids"):
+            raise ValueError("num_ids belongs to the kinds 'id' and 'ids'")
         return self
 
 

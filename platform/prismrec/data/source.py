@@ -164,6 +164,20 @@ def open_data(path: str | os.PathLike[str]) -> DataSource:
     return source
 
 
+def read_schema(path: str | os.PathLike[str]) -> DataSchema:
+    """The schema of a data set, whose Parquet files need not be there yet.
+
+    Args:
+        path: as for `open_data`.
+
+    Raises:
+        UserError: there is no `schema.json`, or it is none.
+    """
+    where = os.fspath(path)
+    filesystem, base = resolve_filesystem(where)
+    return DataSchema.parse(_schema_text(filesystem, base, where), f"{where}/{FILE_NAME}")
+
+
 def resolve_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URL, and the path within it.
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,14 +105,14 @@ def write_parts(
     Raises:
         UserError: a column does not fit its kind.
     """
-    parts: _Parts | None = None
+    parts: ParquetParts | None = None
     try:
         for table in [_in_time(tables, schema)] if isinstance(tables, pa.Table) else tables:
             table = _typed(table, schema)
             if parts is None:
                 total = table.num_rows if isinstance(tables, pa.Table) else None
                 group = rows_per_group or group_rows(table, total)
-                parts = _Parts(
+                parts = ParquetParts(
                     directory, table.schema, group, rows_per_file or group * GROUPS_PER_FILE
                 )
             parts.add(table)
@@ -135,52 +137,68 @@ def group_rows(sample: pa.Table, num_rows: int | None) -> int:
     return max(by_size, MIN_GROUP_ROWS)
 
 
-class _Parts:
-    """Cuts a stream of tables into files of whole row groups."""
+class ParquetParts:
+    """Cuts a stream of tables into files `part-00000.parquet`, ... of whole row groups.
+
+    Args:
+        directory: where; exists.
+        schema: columns of every table.
+        rows_per_group: rows of a row group, of all but the last.
+        rows_per_file: rows of a file, rounded down to whole row groups.
+        options: of `pyarrow.parquet.ParquetWriter`.
+    """
 
     def __init__(
-        self, directory: Path, schema: pa.Schema, rows_per_group: int, rows_per_file: int
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        rows_per_group: int,
+        rows_per_file: int,
+        options: Mapping[str, Any] = MappingProxyType({"compression": "zstd"}),
     ) -> None:
-        self.directory, self.schema = directory, schema
-        self.rows_per_group = rows_per_group
-        self.groups_per_file = max(1, rows_per_file // rows_per_group)
-        self.num_rows = self.num_groups = 0
+        self._directory, self._schema, self._options = directory, schema, dict(options)
+        self._rows_per_group = rows_per_group
+        self._groups_per_file = max(1, rows_per_file // rows_per_group)
+        self.num_rows = 0
+        """Rows in the files so far."""
+        self._num_groups = 0
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
+        """Take rows; they are written once they fill a row group."""
         self._waiting.append(table)
         self._rows_waiting += table.num_rows
-        if self._rows_waiting >= self.rows_per_group:
+        if self._rows_waiting >= self._rows_per_group:
             rows = pa.concat_tables(self._waiting)
-            whole = rows.num_rows - rows.num_rows % self.rows_per_group
-            for start in range(0, whole, self.rows_per_group):
-                self._write(rows.slice(start, self.rows_per_group))
+            whole = rows.num_rows - rows.num_rows % self._rows_per_group
+            for start in range(0, whole, self._rows_per_group):
+                self._write(rows.slice(start, self._rows_per_group))
             self._waiting = [rows.slice(whole)]
             self._rows_waiting = rows.num_rows - whole
 
+    def close(self) -> None:
+        """Write what waits and close the last file."""
+        if self._rows_waiting:
+            self._write(pa.concat_tables(self._waiting))
+        self._close_file()
+
     def _write(self, group: pa.Table) -> None:
-        if self.num_groups % self.groups_per_file == 0:
+        if self._num_groups % self._groups_per_file == 0:
             self._close_file()
-            number = self.num_groups // self.groups_per_file
-            self._writer = pq.ParquetWriter(
-                self.directory / f"part-{number:05d}.parquet", self.schema, compression="zstd"
-            )
+            number = self._num_groups // self._groups_per_file
+            path = self._directory / f"part-{number:05d}.parquet"
+            self._writer = pq.ParquetWriter(path, self._schema, **self._options)
         assert self._writer is not None
         self._writer.write_table(group, row_group_size=group.num_rows)
-        self.num_groups += 1
+        self._num_groups += 1
         self.num_rows += group.num_rows
 
     def _close_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def close(self) -> None:
-        if self._rows_waiting:
-            self._write(pa.concat_tables(self._waiting))
-        self._close_file()
 
 
 def _in_time(table: pa.Table, schema: DataSchema) -> pa.Table:

@@ -82,7 +82,40 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
         (["data.global_batch_size=100"], "100 is not a multiple of 8 lanes; 104 is the next"),
         (["data.lanes=64"], "may hold only 16 row groups"),
         (["embedding.tables.usr.rows=5"], "no feature uses this table; did you mean 'user'?"),
-        (["embedding.tables.user.hash_ids=true"], "hash_ids needs rows"),
+        (["embedding.tables.user.ids=hash"], "embedding.tables.user.rows: missing; a table with"),
+        (
+            ["embedding.tables.user.ids.kind=managed"],
+            "embedding.tables.user.rows: missing; a table with ids = 'managed' has as many rows",
+        ),
+        (
+            ["embedding.tables.user={ids={kind='vocabulary', path='x'}, rows=3}"],
+            "embedding.tables.user.rows: a table with a vocabulary has a row for each of its ids",
+        ),
+        (
+            ["embedding.tables.user={ids='hash', rows=3, unknown_rows=2}"],
+            "embedding.tables.user.unknown_rows: a hash finds a row for every id but a missing one",
+        ),
+        (
+            ["embedding.tables.user={ids={kind='direct', out_of_range='fail'}, unknown_rows=2}"],
+            "embedding.tables.user.unknown_rows: with out_of_range = 'fail' only a missing id",
+        ),
+        (
+            ["embedding.tables.user.ids=hsah"],
+            "embedding.tables.user.ids.kind: unknown kind 'hsah'; did you mean 'hash'?",
+        ),
+        (
+            ["embedding.tables.user.ids={seed=3}"],
+            "embedding.tables.user.ids.kind: missing (required); known: 'direct', 'hash', 'managed'",
+        ),
+        (
+            ["embedding.tables.user={ids={kind='hash', seed=-1}, rows=3}"],
+            "embedding.tables.user.ids.seed: must be >= 0, got -1",
+        ),
+        (
+            ["embedding.tables.user={ids={kind='hash', heshes=2}, rows=3}"],
+            "embedding.tables.user.ids.heshes: unknown key; did you mean 'hashes'?",
+        ),
+        (["embedding.tables.user.ids=3"], "embedding.tables.user.ids: must be a section, got 3"),
         (["embedding.dim=2000"], "between 4 and 1024, got 2000; the nearest are 1024 and 1024"),
         (["data.order=time"], "features.time: data.order = 'time' needs"),
         (["evaluate.metric=click/acu"], "unknown metric 'click/acu'; did you mean 'click/auc'?"),
@@ -98,16 +131,62 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
         ),
         (
             ["train.device=cpu", "embedding.optimizer.name=adam"],
-            "embedding.optimizer.name: 'adam' is not supported in CPU mode (table 'user'); "
-            "on CPU there are sgd, adagrad, rowwise_adagrad",
+            "embedding.optimizer.name: 'adam' is not supported in CPU mode; on CPU there are sgd, "
+            "adagrad, rowwise_adagrad",
         ),
         (
-            ["train.device=cpu", "embedding.optimizer.weight_decay=0.1"],
-            "weight_decay: the CPU kernels ignore weight decay (table 'user'); set it to 0",
+            [
+                "train.device=cpu",
+                "embedding.optimizer={name='rowwise_adagrad', weight_decay=0.1}",
+            ],
+            "embedding.optimizer.weight_decay: the CPU kernels ignore weight decay; set it to 0",
         ),
         (
             ["train.device=cpu", "embedding.tables.item.optimizer.name=lamb"],
-            "'lamb' is not supported in CPU mode (table 'item')",
+            "embedding.tables.item.optimizer.name: 'lamb' is not supported in CPU mode",
+        ),
+        (
+            [
+                "train.device=cpu",
+                "embedding.sets=[{name='a', dim=8}, "
+                "{name='b', dim=8, optimizer={name='rowwise_adagrad', max_norm=1.0}}]",
+            ],
+            "embedding.sets[1].optimizer.max_norm: the CPU kernels ignore the largest length",
+        ),
+        (
+            ["embedding.optimizer={name='sgd', weight_decay=0.1}"],
+            "embedding.optimizer: the kernels of sgd ignore weight_decay; leave it out, or use "
+            "rowwise_adagrad or adam",
+        ),
+        (
+            ["embedding.optimizer.max_norm=1.0"],
+            "embedding.optimizer: the kernels of adagrad ignore max_norm; leave it out, or use "
+            "rowwise_adagrad",
+        ),
+        (
+            ["embedding.tables.user.optimizer={name='sgd', eps=0.1}"],
+            "the kernels of sgd ignore eps",
+        ),
+        (
+            ["train.device=cpu", "embedding.tables.item.kernel=fused_uvm"],
+            "embedding.tables.item.kernel: 'fused_uvm' is for tables that a CUDA device looks up",
+        ),
+        (
+            ["workers.count=4", "embedding.ranks_per_copy=3"],
+            "embedding.ranks_per_copy: 4 workers cannot hold several copies of the tables with 3 "
+            "ranks each; use 1 or 2 or leave it out",
+        ),
+        (["embedding.ranks_per_copy=1"], "1 workers cannot hold several copies"),
+        (["embedding.sync_every=4"], "embedding.sync_every: there is one copy of the tables"),
+        (
+            ["workers.count=4", "data.global_batch_size=16", "embedding.communication.forward=int8"],
+            "embedding.communication: int8 needs a multiple of 8 rows in the batch of a rank, which "
+            "has 4",
+        ),
+        (
+            ["train.accumulation_steps=4"],
+            "train.accumulation_steps: gradients of 4 batches cannot be added up: backward updates "
+            "the tables at once",
         ),
         (["tasks=[{name='a/b', label='y'}]"], "tasks[0].name: "),
         (["tasks=[{name='..', label='y'}]"], "tasks[0].name: "),
@@ -148,7 +227,7 @@ def test_a_table_with_an_optimizer_of_its_own_hides_that_of_all(recipe_file):
     own = [f"embedding.tables.{name}.optimizer.name=sgd" for name in ("user", "item")]
     everyone = ["train.device=cpu", "embedding.optimizer.name=adam"]
     assert config.load(recipe_file(MINIMAL), [*everyone, *own]).train.device == "cpu"
-    with pytest.raises(config.ConfigError, match=r"CPU mode \(table 'item'\)"):
+    with pytest.raises(config.ConfigError, match=r"embedding\.optimizer\.name: 'adam'"):
         config.load(recipe_file(MINIMAL), [*everyone, own[0]])
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prismrec.config import Recipe, from_dict
+from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import Share
 from prismrec.data.reader import Reader
 from prismrec.data.schema import Column, DataSchema
@@ -88,9 +89,9 @@ def reader(path: Path | str, rank: int = 0, world_size: int = 1, **data: Any) ->
     split = data.pop("split", "train")
     training = data.pop("training", True)
     chosen = recipe(path, **data)
-    rows = {each.name: NUM_ITEMS for each in chosen.features.sparse}
-    share = Share(rank, world_size)
-    return Reader(open_data(path), chosen, split, rows, share, training)
+    source = open_data(path)
+    encoders = encoders_of(chosen, source.schema)
+    return Reader(source, chosen, split, encoders, Share(rank, world_size), training)
 
 
 def keys_by_step(

@@ -59,11 +59,83 @@ def test_padding_is_not_counted_as_unknown(tmp_path: Path) -> None:
 
 def test_hashed_ids_take_any_value_but_null(tmp_path: Path) -> None:
     directory = small.write_table(tmp_path, rows(item=pa.array([-7, 10**15, None, 10**15])))
-    batch = first(directory, tables={"item": {"hash_ids": True, "rows": 50}})
+    batch = first(directory, tables={"item": {"ids": "hash", "rows": 50}})
     values = batch.sparse.values().tolist()
     assert values[2] == 50
     assert values[1] == values[3] < 50
     assert 0 <= values[0] < 50
+
+
+def test_an_id_that_is_no_row_ends_the_run_where_the_recipe_says_so(tmp_path: Path) -> None:
+    strict = {"ids": {"kind": "direct", "out_of_range": "fail"}}
+    key, bags = list(range(12)), [[1], [], [9, 3, None], *[[]] * 9]
+    item = [0, None, 49, *range(9)]
+    table = pa.table({"item": item, "key": key, "click": [0, 1] * 6, "price": [1.0] * 12})
+    table = table.append_column("tags", pa.array(bags, pa.list_(pa.int64())))
+    kinds = {"tags": IDS, "key": Column(kind="other")}
+    features = {"sparse": ["item", "tags"], "group": None, "time": None}
+    options = {**ONE, "features": features, "tables": {"item": strict, "tags": strict}}
+    batch = first(small.write_table(tmp_path / "right", table, **kinds), **options)
+    assert batch.sparse["item"].values().tolist() == [0, 50, 49, 0]
+
+    def wrong(name: str, column: str, values: list[Any]) -> Path:
+        type_ = table.schema.field(column).type
+        at = table.column_names.index(column)
+        changed = table.set_column(at, column, pa.array(values, type_))
+        return small.write_table(tmp_path / name, changed, **kinds)
+
+    # Row groups have 7 rows: row 9 of the file is row 2 of group 1.
+    late = wrong("late", "item", [*item[:9], 50, *item[10:]])
+    for conditions in ([], ["key != 8"]):
+        with pytest.raises(
+            UserError,
+            match=r"part-0.parquet: row group 1, row 2: feature 'item': column 'item' holds id 50, "
+            r"but its table has rows for 0 to 49 only",
+        ):
+            list(small.reader(late, **options, splits={"train": conditions}).epoch())
+    list(small.reader(late, **options, splits={"train": ["key != 9"]}).epoch())
+    negative = wrong("negative", "tags", [[1], [], [9, -1], *bags[3:]])
+    with pytest.raises(UserError, match=r"row group 0, row 2: feature 'tags': .* holds id -1, but"):
+        first(negative, **options)
+    assert first(negative, **{**options, "tables": {}}).sparse["tags"].values().tolist()[2:] == [10]
+
+
+def test_ids_with_two_rows_are_bags_of_them(tmp_path: Path) -> None:
+    """Quotient and remainder by 4: rows 0 to 12 and 13 to 16, then one for unknown ids."""
+    key = np.arange(23)
+    bags = [[k, 49 - k] if k % 3 else [] for k in key.tolist()]
+    weights = [[float(k), 0.5] if k % 3 else [] for k in key.tolist()]
+    table = small.table(0, 23).append_column("bag", pa.array(bags, pa.list_(pa.int64())))
+    table = table.append_column("w", pa.array(weights, pa.list_(pa.float32())))
+    kinds = {"bag": Column(kind="ids", num_ids=50), "w": Column(kind="numbers")}
+    directory = small.write_table(tmp_path, table, **kinds)
+    two = {"ids": {"kind": "quotient_remainder", "divisor": 4}}
+    bag = {"name": "bag", "table": "item", "weights": "w"}
+    last = {"name": "plain", "column": "item", "table": "plain"}
+    for sparse in (["item", last], [bag, "item", last]):
+        reader = small.reader(
+            directory, features={"sparse": sparse}, tables={"item": two}, order="shuffle"
+        )
+        seen = []
+        for batch, _ in reader.epoch():
+            items, plain = batch.sparse["item"], batch.sparse["plain"]
+            assert items.lengths().tolist() == [2] * batch.num_rows
+            group = batch.group.tolist()
+            assert items.values().tolist() == [r for k in group for r in (k // 4, 13 + k % 4)]
+            assert plain.values().tolist() == group
+            if len(sparse) == 3:
+                of_bag = batch.sparse["bag"].to_dense()
+                of_weights = batch.sparse["bag"].to_dense_weights()
+                for row, k in enumerate(group):
+                    rows_ = [r for i in bags[k] for r in (i // 4, 13 + i % 4)]
+                    assert of_bag[row].tolist() == rows_
+                    assert of_weights[row].tolist() == [w for w in weights[k] for _ in range(2)]
+                assert items.weights().tolist() == [1.0] * 2 * batch.num_rows
+            seen += batch.group[batch.weights[:, 0] > 0].tolist()
+        assert sorted(seen) == key.tolist()
+        assert reader.seen_ids["item"] == 23
+        assert reader.seen_ids.get("bag", 30) == sum(len(each) for each in bags)
+        assert set(reader.unknown_ids.values()) == {0}
 
 
 @pytest.mark.parametrize("order", ["file", "shuffle"])
@@ -77,7 +149,7 @@ def test_bags_keep_order_and_duplicates(tmp_path: Path, order: str) -> None:
     batch, _ = next(reader.epoch())
     assert batch.sparse.keys() == ["item", "tags"]
     tags = batch.sparse["tags"]
-    known = [[3, 3, 1], [], [], [7, 50, 50]]  # this reader gives every table 50 rows
+    known = [[3, 3, 1], [], [], [7, 50, 50]]
     known[3][1] = 50
     expected = [known[key] for key in batch.group.tolist()]
     assert tags.lengths().tolist() == [len(bag) for bag in expected]
@@ -120,7 +192,9 @@ def test_weights_must_be_parallel_to_their_ids(tmp_path: Path) -> None:
     directory = small.write_table(tmp_path, rows(tags=tags, w=weights), **kinds)
     sparse = [{"name": "tags", "weights": "w"}]
     features = {"sparse": sparse, "group": None, "time": None}
-    with pytest.raises(UserError, match="row group 0: column 'w' has 1 weights for the 2 ids of"):
+    with pytest.raises(
+        UserError, match="row group 0, row 1: column 'w' has 1 weights for the 2 ids"
+    ):
         first(directory, features=features)
     features["sparse"] = [{"name": "item", "weights": "w"}]
     with pytest.raises(UserError, match="weights belong to a column of kind 'ids'"):

@@ -1,0 +1,154 @@
+"""What the recipe's kinds of ids make of its tables: numbers of rows, and encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prismrec.config import Recipe, UserError
+from prismrec.config.embedding import TableOptions
+from prismrec.config.ids import (
+    DirectIds,
+    HashedIds,
+    ManagedIds,
+    QuotientRemainderIds,
+    VocabularyIds,
+)
+from prismrec.data.encode.codes import CodeEncoder, bucket_rows
+from prismrec.data.encode.encoders import (
+    DirectEncoder,
+    Encoder,
+    HashEncoder,
+    QuotientRemainderEncoder,
+    TableRows,
+    VocabularyEncoder,
+    hash_seeds,
+)
+from prismrec.data.encode.ids import name_seed
+from prismrec.data.encode.vocabulary import read_vocabulary, vocabulary_size
+from prismrec.data.schema import DataSchema
+
+
+@dataclass(frozen=True, slots=True)
+class IdTable:
+    """One table as its ids see it.
+
+    Args:
+        name: of the table.
+        options: what the recipe says of it.
+        num_ids: ids 0 to num_ids - 1 are known; None where that means nothing for its kind.
+        rows: how its rows are shared out.
+    """
+
+    name: str
+    options: TableOptions
+    num_ids: int | None
+    rows: TableRows
+
+    @property
+    def rows_per_id(self) -> int:
+        """Rows that an id looks up; their sum is its vector."""
+        ids = self.options.ids
+        if isinstance(ids, HashedIds):
+            return ids.hashes
+        return 2 if isinstance(ids, QuotientRemainderIds) else 1
+
+    def encoder(self) -> Encoder:
+        """From ids to rows.
+
+        Raises:
+            UserError: a vocabulary cannot be read.
+        """
+        ids, rows = self.options.ids, self.rows
+        if isinstance(ids, HashedIds):
+            seed = name_seed(self.name) if ids.seed is None else ids.seed
+            return HashEncoder(rows, hash_seeds(seed, ids.hashes))
+        if isinstance(ids, VocabularyIds):
+            return read_vocabulary(ids, rows, f"embedding.tables.{self.name}.ids")
+        if isinstance(ids, QuotientRemainderIds):
+            assert self.num_ids is not None
+            return QuotientRemainderEncoder(rows, self.num_ids, _divisor(ids, self.num_ids))
+        return CodeEncoder(rows) if isinstance(ids, ManagedIds) else DirectEncoder(rows)
+
+
+def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
+    """Every table that the features of a recipe use, by name, in the order of the features.
+
+    Args:
+        recipe: features and tables.
+        schema: of the data set, for the number of ids of each column.
+
+    Raises:
+        UserError: a column is missing or of another kind, the number of a table's ids is not
+            known, or a vocabulary cannot be read.
+    """
+    counts: dict[str, dict[str, int | None]] = {}
+    for index, feature in enumerate(recipe.features.sparse):
+        column = schema.column(feature.source, ("id", "ids"), f"features.sparse[{index}]")
+        counts.setdefault(feature.table_name, {})[feature.source] = column.num_ids
+    tables = {}
+    for name, columns in counts.items():
+        options = recipe.embedding.tables.get(name) or TableOptions()
+        num_ids, known = _known_rows(name, options, columns)
+        rows = TableRows(known, options.unknown_rows, name_seed(f"{name}/unknown"))
+        if isinstance(options.ids, ManagedIds):
+            rows = bucket_rows(known, recipe.data.lanes)
+        tables[name] = IdTable(name, options, num_ids, rows)
+    return tables
+
+
+def encoders_of(recipe: Recipe, schema: DataSchema) -> dict[str, Encoder]:
+    """The encoder of every sparse feature; features of one table share theirs.
+
+    Raises:
+        UserError: see `id_tables`.
+    """
+    by_table = {name: table.encoder() for name, table in id_tables(recipe, schema).items()}
+    return {feature.name: by_table[feature.table_name] for feature in recipe.features.sparse}
+
+
+def vocabulary_digests(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, str]:
+    """SHA-256 of the vocabularies that encoders were made from, by table."""
+    of_table = {each.table_name: encoders[each.name] for each in recipe.features.sparse}
+    return {
+        name: encoder.digest
+        for name, encoder in of_table.items()
+        if isinstance(encoder, VocabularyEncoder)
+    }
+
+
+def _known_rows(
+    name: str, options: TableOptions, columns: Mapping[str, int | None]
+) -> tuple[int | None, int]:
+    """Number of ids, where the kind has one, and rows for known ids."""
+    ids = options.ids
+    if isinstance(ids, VocabularyIds):
+        return None, vocabulary_size(ids, f"embedding.tables.{name}.ids")
+    if isinstance(ids, HashedIds | ManagedIds):
+        assert options.rows is not None  # the recipe was refused otherwise
+        return None, options.rows
+    num_ids = options.rows or _counted(name, ids, columns)
+    if isinstance(ids, QuotientRemainderIds):
+        divisor = _divisor(ids, num_ids)
+        return num_ids, -(-num_ids // divisor) + divisor
+    return num_ids, num_ids
+
+
+def _counted(
+    name: str, ids: DirectIds | QuotientRemainderIds, columns: Mapping[str, int | None]
+) -> int:
+    """The largest number of ids that the schema gives the columns of a table."""
+    for column, count in columns.items():
+        if count is None:
+            raise UserError(
+                f"embedding.tables.{name}.rows: missing; ids = '{ids.kind}' needs the number of "
+                f"ids, and schema.json gives column '{column}' no num_ids; give one of the two, or "
+                "use another kind of ids"
+            )
+    return max(count for count in columns.values() if count is not None)
+
+
+def _divisor(ids: QuotientRemainderIds, num_ids: int) -> int:
+    """The recipe's divisor, or the root of the number of ids, rounded up."""
+    return ids.divisor or math.isqrt(num_ids - 1) + 1
