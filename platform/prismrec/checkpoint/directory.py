@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prismrec.checkpoint.manifest import Manifest, read_manifest
+from prismrec.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from prismrec.config import UserError
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,22 @@ def best(directory: str | Path) -> Path | None:
     return _best(checkpoints(Path(directory)))
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint at a path: itself, or the best (else the newest) of a run's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        return path
+    for directory in (path / "checkpoints", path):
+        chosen = best(directory) or latest(directory)
+        if chosen is not None:
+            return chosen
+    raise UserError(f"{path}: neither a checkpoint nor the directory of a run with one")
+
+
 def checkpoints(directory: Path) -> list[tuple[Path, Manifest]]:
     """Every whole checkpoint with its manifest, in the order they were saved."""
     found = []
@@ -63,7 +79,7 @@ def read_whole(path: Path) -> Manifest:
         UserError: the manifest is missing or damaged, or a file is missing or of another size.
     """
     manifest = read_manifest(path)
-    for name, entry in manifest.files.items():
+    for name, entry in {**manifest.files, **manifest.copies}.items():
         check_size(path / name, entry.size)
     return manifest
 

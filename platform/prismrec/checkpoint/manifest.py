@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,7 +26,7 @@ from pydantic import (
 from prismrec.config import UserError
 
 FORMAT: Literal["prismrec-checkpoint"] = "prismrec-checkpoint"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 
 DTYPES: dict[str, torch.dtype] = {
@@ -47,6 +48,7 @@ DenseGroup = Literal["dense", "dense_optimizer", "ema"]
 _Count = Annotated[int, Field(ge=0)]
 # A plain name of this fixed form cannot leave the directory.
 _FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5,}(-[0-9]{3,})?\.safetensors$")]
+_CopyName = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[0-9]{4,}\.parquet$")]
 _DType = Annotated[str, StringConstraints(pattern="^(" + "|".join(DTYPES) + ")$")]
 
 
@@ -79,7 +81,8 @@ class Block(_Entry):
     """A block of a logical tensor and where it is stored.
 
     Rows `row .. row + rows` and columns `col .. col + cols` of the logical tensor are the tensor
-    `key` of the safetensors file `file`. A row-wise tensor counts as one column.
+    `key` of the safetensors file `file`. In row-wise state that tensor has one number for each of
+    the rows, which stands for all of these columns; sets that share the numbers name the same key.
     """
 
     file: _FileName
@@ -91,11 +94,25 @@ class Block(_Entry):
 
 
 class TensorEntry(_Entry):
-    """A logical tensor of shape (rows, cols) or (rows,), cut into blocks."""
+    """A logical tensor cut into blocks.
+
+    Args:
+        dtype: name of its type.
+        shape: (rows, cols), or (rows,) for row-wise state.
+        blocks: what it is made of; they cover every row and column of the set once.
+        per_row: most numbers that a row of row-wise state has; None for other tensors, and in a
+            rank's part, which cannot know it.
+    """
 
     dtype: _DType
     shape: Annotated[tuple[_Count, ...], Field(min_length=1, max_length=2)]
     blocks: tuple[Block, ...]
+    per_row: _Count | None = None
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Whether it has numbers for rows and not for elements."""
+        return len(self.shape) == 1
 
 
 class TableEntry(_Entry):
@@ -125,6 +142,58 @@ class DenseEntry(_Entry):
     shape: tuple[_Count, ...]
 
 
+class MapEntry(_Entry):
+    """Which ids have the rows of a table that gives its rows to ids as they come.
+
+    Args:
+        rows: of the table.
+        buckets: equal parts of the rows that ids are spread over; no other number fits the map.
+        tensors: `ids`, `counts` and `last_seen` of the rows' owners, (rows, 1) each.
+        newcomers: the same of ids without a row, (n,) each, of every rank that saw some.
+    """
+
+    rows: _Count
+    buckets: Annotated[int, Field(ge=1)]
+    tensors: dict[str, TensorEntry]
+    newcomers: tuple[dict[str, DenseEntry], ...]
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        names = {"ids", "counts", "last_seen"}
+        if {*self.tensors} != names or any({*each} != names for each in self.newcomers):
+            raise ValueError(f"a map needs {', '.join(sorted(names))}")
+        if any(tensor.shape != (self.rows, 1) for tensor in self.tensors.values()):
+            raise ValueError(f"a tensor has not {self.rows} rows")
+        return self
+
+
+class Accumulator(_Entry):
+    """Columns of a set that one number of a row's state stands for, and the sets that share it."""
+
+    col: _Count
+    cols: Annotated[int, Field(ge=1)]
+    shared_with: tuple[str, ...]
+
+
+class Conversion(_Entry):
+    """How row-wise state was made to fit another cut of the columns.
+
+    Args:
+        tensor: `table/set/state`.
+        step: of the checkpoint that it was read from.
+        rule: "copy" where every number came from one, "mean" where some came from several, each
+            weighed by the columns it stood for.
+        before: what the numbers of a row stood for in that checkpoint, from left to right.
+        after: what they have stood for since.
+    """
+
+    tensor: str
+    step: _Count
+    rule: Literal["copy", "mean"]
+    before: tuple[Accumulator, ...]
+    after: tuple[Accumulator, ...]
+
+
 class Part(_Entry):
     """What one rank wrote: its files and the blocks in them. Only rank 0 has what is not a table.
 
@@ -138,6 +207,8 @@ class Part(_Entry):
     dense_optimizer: dict[str, DenseEntry]
     ema: dict[str, DenseEntry]
     extra: dict[str, Any]
+    copies: dict[_CopyName, FileEntry] = {}
+    maps: dict[str, MapEntry] = {}
 
 
 class Manifest(_Entry):
@@ -155,10 +226,13 @@ class Manifest(_Entry):
         dense_optimizer: optimizer state of the dense parameters by `parameter/state`.
         ema: moving averages of parameters by name; may be empty.
         extra: what rank 0 gave besides tensors.
+        copies: every file copied from elsewhere, such as a vocabulary, by name.
+        conversions: the last one of every row-wise state that was ever converted, by tensor.
+        maps: by table, which ids have its rows, where these are given to ids as they come.
     """
 
     format: Literal["prismrec-checkpoint"]
-    version: Literal[1]
+    version: Literal[2]
     step: _Count
     sequence: Annotated[int, Field(ge=1)]
     save_id: str
@@ -170,6 +244,9 @@ class Manifest(_Entry):
     dense_optimizer: dict[str, DenseEntry]
     ema: dict[str, DenseEntry]
     extra: dict[str, Any]
+    copies: dict[_CopyName, FileEntry] = {}
+    conversions: tuple[Conversion, ...] = ()
+    maps: dict[str, MapEntry] = {}
 
     def group(self, which: DenseGroup) -> dict[str, DenseEntry]:
         """The entries of one group of dense tensors."""
@@ -184,9 +261,16 @@ class Manifest(_Entry):
     def _consistent(self) -> Self:
         for key, table in self.tables.items():
             for name, tensor in table.tensors.items():
-                problem = partition_problem(tensor)
+                problem = partition_problem(tensor, table.cols)
+                if problem is None and tensor.per_row != numbers_per_row(tensor):
+                    problem = f"a row has {numbers_per_row(tensor)} numbers, not {tensor.per_row}"
                 if problem:
                     raise ValueError(f"{key}/{name}: {problem}")
+        for table_name, ids in self.maps.items():
+            for name, tensor in ids.tensors.items():
+                problem = partition_problem(tensor, 1)
+                if problem:
+                    raise ValueError(f"{table_name}/{name}: {problem}")
         for file in self._named_files():
             if file not in self.files:
                 raise ValueError(f"file {file} is not listed")
@@ -198,17 +282,25 @@ class Manifest(_Entry):
                 yield from (block.file for block in tensor.blocks)
         for group in (self.dense, self.dense_optimizer, self.ema):
             yield from (entry.file for entry in group.values())
+        for ids in self.maps.values():
+            yield from (b.file for tensor in ids.tensors.values() for b in tensor.blocks)
+            yield from (entry.file for part in ids.newcomers for entry in part.values())
 
 
-def partition_problem(tensor: TensorEntry) -> str | None:
-    """Why the blocks do not cover every element exactly once; None if they do."""
-    rows, cols = tensor.shape if len(tensor.shape) == 2 else (*tensor.shape, 1)
+def partition_problem(tensor: TensorEntry, cols: int) -> str | None:
+    """Why the blocks do not cover every row and column once; None if they do.
+
+    Args:
+        tensor: weight or state of a table.
+        cols: columns of the table.
+    """
+    rows = tensor.shape[0]
     active: list[Block] = []
     area = 0
     for block in sorted(tensor.blocks, key=lambda b: (b.row, b.col)):
         place = f"block at row {block.row}, column {block.col}"
         if block.row + block.rows > rows or block.col + block.cols > cols:
-            return f"{place} reaches outside of {tensor.shape}"
+            return f"{place} reaches outside of ({rows}, {cols})"
         active = [b for b in active if b.row + b.rows > block.row]
         if any(b.col < block.col + block.cols and block.col < b.col + b.cols for b in active):
             return f"{place} overlaps another"
@@ -217,6 +309,19 @@ def partition_problem(tensor: TensorEntry) -> str | None:
     if area != rows * cols:
         return f"blocks hold {area} of {rows * cols} elements"
     return None
+
+
+def numbers_per_row(tensor: TensorEntry) -> int | None:
+    """The most numbers that a row of row-wise state has; None for another tensor."""
+    if not tensor.is_row_wise:
+        return None
+    changes = [(block.row, 1) for block in tensor.blocks]
+    changes += [(block.row + block.rows, -1) for block in tensor.blocks]
+    most = now = 0
+    for _, change in sorted(changes):  # at one row, what ends comes before what begins
+        now += change
+        most = max(most, now)
+    return most
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -247,14 +352,16 @@ def read_manifest(path: str | Path) -> Manifest:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{file}: not the manifest of a checkpoint; name a checkpoint directory")
-    if content.get("version") != VERSION:
+    if content.get("version") not in (1, VERSION):
         raise UserError(
-            f"{file}: format version {content.get('version')}, this program reads {VERSION}; "
+            f"{file}: format version {content.get('version')}, this program reads 1 and {VERSION}; "
             f"use the program version that wrote it"
         )
     if content.pop("sha256", None) != _digest(content):
         raise UserError(f"{file}: its SHA-256 is wrong; the checkpoint is damaged, use another")
     try:
+        if content["version"] == 1:
+            _upgrade(content)
         return Manifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
@@ -262,6 +369,21 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(
             f"{file}: {where}: {first['msg']}; the checkpoint is damaged, use another"
         ) from error
+
+
+def _upgrade(content: dict[str, Any]) -> None:
+    """Make version 2 of version 1, where row-wise state had one number for a row of a whole set.
+
+    What does not look like version 1 is left for the check of version 2 to name.
+    """
+    content["version"] = VERSION
+    with suppress(KeyError, TypeError, AttributeError):
+        for table in content["tables"].values():
+            for tensor in table["tensors"].values():
+                if len(tensor["shape"]) == 1:
+                    tensor["per_row"] = 1
+                    for block in tensor["blocks"]:
+                        block["cols"] = table["cols"]
 
 
 def write_durably(file: Path, text: str) -> None:

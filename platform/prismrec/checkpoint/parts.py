@@ -18,10 +18,12 @@ from prismrec.checkpoint.manifest import (
     DenseEntry,
     DenseGroup,
     FileEntry,
+    MapEntry,
     Part,
     TableEntry,
     TensorEntry,
     dtype_name,
+    numbers_per_row,
     write_durably,
 )
 from prismrec.checkpoint.snapshot import Snapshot, TensorBlock
@@ -55,7 +57,7 @@ def write_part(
 
     Args:
         directory: where; exists.
-        rank: whose part; dense tensors and `extra` are written by rank 0 only.
+        rank: whose part; all but tables is written by rank 0 only.
         snapshot: what to write.
         extra: what JSON can hold besides.
         max_file_bytes: size at which the next file is begun.
@@ -79,6 +81,7 @@ def write_part(
                 dtype=dtype_name(tensor.dtype),
                 shape=tuple(tensor.shape),
             )
+    maps = _place_maps(snapshot, rank, files, max_file_bytes)
     part = Part(
         rank=rank,
         files={each.name: write_safetensors(directory / each.name, each.tensors) for each in files},
@@ -87,22 +90,51 @@ def write_part(
         dense=dense["dense"],
         dense_optimizer=dense["dense_optimizer"],
         ema=dense["ema"],
+        copies={
+            name: _copy(file, directory / name)
+            for name, file in (snapshot.copies.items() if rank == 0 else ())
+        },
+        maps=maps,
     )
     write_durably(directory / part_file(rank), part.model_dump_json())
     return part
 
 
 def merge_tables(parts: Sequence[Part]) -> dict[str, TableEntry]:
-    """The logical tables whose blocks the parts hold.
+    """The logical tables whose blocks the parts hold, with the numbers that a row has.
 
     Raises:
         ValueError: two ranks disagree on the size, the type or the state of a table.
     """
-    merged: dict[str, TableEntry] = {}
+    found: dict[str, list[TableEntry]] = {}
     for part in parts:
         for key, table in part.tables.items():
-            merged[key] = _joined(key, merged[key], table) if key in merged else table
-    return merged
+            found.setdefault(key, []).append(table)
+    return {key: _joined(key, tables) for key, tables in found.items()}
+
+
+def merge_maps(parts: Sequence[Part]) -> dict[str, MapEntry]:
+    """The maps of ids whose ranges the parts hold.
+
+    Raises:
+        ValueError: two ranks disagree on the size of a map.
+    """
+    found: dict[str, list[MapEntry]] = {}
+    for part in parts:
+        for table, entry in part.maps.items():
+            found.setdefault(table, []).append(entry)
+    return {
+        table: MapEntry(
+            rows=entries[0].rows,
+            buckets=entries[0].buckets,
+            tensors={
+                name: _concatenated(f"{table}/{name}", [each.tensors[name] for each in entries])
+                for name in entries[0].tensors
+            },
+            newcomers=tuple(newcomers for each in entries for newcomers in each.newcomers),
+        )
+        for table, entries in found.items()
+    }
 
 
 def write_safetensors(file: Path, tensors: dict[str, Tensor]) -> FileEntry:
@@ -136,6 +168,18 @@ def write_safetensors(file: Path, tensors: dict[str, Tensor]) -> FileEntry:
     return FileEntry(size=8 + len(text) + offset, sha256=digest.hexdigest())
 
 
+def _copy(source: Path, target: Path) -> FileEntry:
+    """Copy a file, flush it to the disk and return its size and hash."""
+    digest, size = hashlib.sha256(), 0
+    with open(source, "rb") as stream, open(target, "xb") as out:
+        while piece := stream.read(_CHUNK_BYTES):
+            digest.update(piece)
+            size += out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
 def _pieces(header: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes | memoryview]:
     yield len(header).to_bytes(8, "little")
     yield header
@@ -149,35 +193,68 @@ def _place_tables(
     snapshot: Snapshot, rank: int, files: list[_File], max_file_bytes: int
 ) -> dict[str, TableEntry]:
     tables: dict[str, TableEntry] = {}
+    placed: dict[int, list[Block]] = {}
     for block in snapshot.blocks:
-        entries = []
-        for row, values in _cut(block, max_file_bytes):
-            key = f"tables/{block.key}/{block.name}@{row},{block.col}"
-            entries.append(
-                Block(
-                    file=_place(key, values, rank, files, max_file_bytes),
-                    key=key,
-                    row=row,
-                    rows=values.shape[0],
-                    col=block.col,
-                    cols=values.shape[1] if values.ndim == 2 else 1,
-                )
-            )
+        stored = placed.get(id(block.values))
+        if stored is None:
+            stored = placed[id(block.values)] = _place_block(block, rank, files, max_file_bytes)
+        columns = {"col": block.col, "cols": block.cols}
         is_row_wise = block.values.ndim == 1
         tensor = TensorEntry(
             dtype=dtype_name(block.values.dtype),
             shape=(block.num_rows,) if is_row_wise else (block.num_rows, block.num_cols),
-            blocks=tuple(entries),
+            blocks=tuple(each.model_copy(update=columns) for each in stored),
         )
         _add(tables, block, tensor)
     return tables
+
+
+def _place_block(
+    block: TensorBlock, rank: int, files: list[_File], max_file_bytes: int
+) -> list[Block]:
+    placed = []
+    for row, values in _cut(block, max_file_bytes):
+        key = f"tables/{block.key}/{block.name}@{row},{block.col}"
+        file = _place(key, values, rank, files, max_file_bytes)
+        placed.append(
+            Block(file=file, key=key, row=row, rows=values.shape[0], col=block.col, cols=block.cols)
+        )
+    return placed
+
+
+def _place_maps(
+    snapshot: Snapshot, rank: int, files: list[_File], max_file_bytes: int
+) -> dict[str, MapEntry]:
+    """Maps have files of their own, so that nothing else is hashed to read them."""
+    if snapshot.maps:
+        files.append(_File(_file_name(rank, len(files))))
+    maps = {}
+    for each in snapshot.maps:
+        tensors = {}
+        for name, values in each.rows.items():
+            column = values.unsqueeze(1)
+            block = TensorBlock(each.table, name, each.num_rows, 1, each.row, 0, 1, column)
+            blocks = _place_block(block, rank, files, max_file_bytes)
+            tensors[name] = TensorEntry(dtype="I64", shape=(each.num_rows, 1), blocks=tuple(blocks))
+        newcomers = {}
+        for name, values in each.newcomers.items() if len(each.newcomers["ids"]) else ():
+            key = f"newcomers/{each.table}/{name}"
+            file = _place(key, values, rank, files, max_file_bytes)
+            newcomers[name] = DenseEntry(file=file, key=key, dtype="I64", shape=(len(values),))
+        maps[each.table] = MapEntry(
+            rows=each.num_rows,
+            buckets=each.buckets,
+            tensors=tensors,
+            newcomers=(newcomers,) if newcomers else (),
+        )
+    return maps
 
 
 def _add(tables: dict[str, TableEntry], block: TensorBlock, tensor: TensorEntry) -> None:
     table = tables.get(block.key)
     tensors = dict(table.tensors) if table else {}
     if block.name in tensors:
-        tensor = _appended(f"{block.key}/{block.name}", tensors[block.name], tensor)
+        tensor = _concatenated(f"{block.key}/{block.name}", [tensors[block.name], tensor])
     tensors[block.name] = tensor
     tables[block.key] = TableEntry(rows=block.num_rows, cols=block.num_cols, tensors=tensors)
 
@@ -190,11 +267,15 @@ def _cut(block: TensorBlock, max_file_bytes: int) -> Iterator[tuple[int, Tensor]
         yield block.row + start, block.values[start : start + step]
 
 
+def _file_name(rank: int, number: int) -> str:
+    suffix = f"-{number:03d}" if number else ""
+    return f"rank-{rank:05d}{suffix}.safetensors"
+
+
 def _place(key: str, tensor: Tensor, rank: int, files: list[_File], max_file_bytes: int) -> str:
     size = tensor.numel() * tensor.element_size()
     if not files or (files[-1].tensors and files[-1].size + size > max_file_bytes):
-        suffix = f"-{len(files):03d}" if files else ""
-        files.append(_File(f"rank-{rank:05d}{suffix}.safetensors"))
+        files.append(_File(_file_name(rank, len(files))))
     file = files[-1]
     if key in file.tensors:
         raise ValueError(f"two shards of this rank hold the same block {key}")
@@ -203,18 +284,22 @@ def _place(key: str, tensor: Tensor, rank: int, files: list[_File], max_file_byt
     return file.name
 
 
-def _joined(key: str, first: TableEntry, second: TableEntry) -> TableEntry:
-    same = (first.rows, first.cols, first.tensors.keys())
-    if same != (second.rows, second.cols, second.tensors.keys()):
-        raise ValueError(f"shards of {key} disagree on the size of the table or on its states")
-    tensors = {
-        name: _appended(f"{key}/{name}", tensor, second.tensors[name])
-        for name, tensor in first.tensors.items()
-    }
+def _joined(key: str, tables: Sequence[TableEntry]) -> TableEntry:
+    first = tables[0]
+    for each in tables:
+        same = (first.rows, first.cols, first.tensors.keys())
+        if same != (each.rows, each.cols, each.tensors.keys()):
+            raise ValueError(f"shards of {key} disagree on the size of the table or on its states")
+    tensors = {}
+    for name in first.tensors:
+        joined = _concatenated(f"{key}/{name}", [each.tensors[name] for each in tables])
+        tensors[name] = joined.model_copy(update={"per_row": numbers_per_row(joined)})
     return TableEntry(rows=first.rows, cols=first.cols, tensors=tensors)
 
 
-def _appended(name: str, first: TensorEntry, second: TensorEntry) -> TensorEntry:
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
+def _concatenated(name: str, tensors: Sequence[TensorEntry]) -> TensorEntry:
+    first = tensors[0]
+    if any((each.dtype, each.shape) != (first.dtype, first.shape) for each in tensors):
         raise ValueError(f"shards of {name} disagree on its type or shape")
-    return TensorEntry(dtype=first.dtype, shape=first.shape, blocks=first.blocks + second.blocks)
+    blocks = tuple(block for each in tensors for block in each.blocks)
+    return TensorEntry(dtype=first.dtype, shape=first.shape, blocks=blocks)

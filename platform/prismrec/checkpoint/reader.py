@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,39 +16,20 @@ from torch import Tensor
 from prismrec.checkpoint.directory import check_size
 from prismrec.checkpoint.manifest import (
     DTYPES,
-    Block,
     DenseEntry,
     DenseGroup,
+    FileEntry,
     Manifest,
     TensorEntry,
     read_manifest,
 )
+from prismrec.checkpoint.regions import Region, overlaps
+from prismrec.checkpoint.row_state import RowState, Source, Spans, sources
 from prismrec.checkpoint.snapshot import WEIGHT
 from prismrec.config import UserError, nearest
 
 _CHUNK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A rectangle of a logical tensor; of a row-wise tensor, column 0 to 1."""
-
-    row: int
-    rows: int
-    col: int
-    cols: int
-
-    def overlap(self, block: Block) -> Region | None:
-        """What the region and a stored block share; None if nothing."""
-        row, col = max(self.row, block.row), max(self.col, block.col)
-        rows = min(self.row + self.rows, block.row + block.rows) - row
-        cols = min(self.col + self.cols, block.col + block.cols) - col
-        return Region(row, rows, col, cols) if rows > 0 and cols > 0 else None
-
-    def within(self, row: int, col: int) -> tuple[slice, slice]:
-        """The region as slices of a tensor whose first element is at (row, col)."""
-        top, left = self.row - row, self.col - col
-        return slice(top, top + self.rows), slice(left, left + self.cols)
+_CHUNK_ROWS = 1 << 21
 
 
 class CheckpointReader:
@@ -89,20 +69,26 @@ class CheckpointReader:
             UserError: one is missing, damaged, or not a safetensors file.
         """
         for name in sorted(set(files) - self._files.keys()):
-            file, entry = self.path / name, self.manifest.files[name]
-            check_size(file, entry.size)
-            if _sha256(file) != entry.sha256:
-                raise UserError(
-                    f"{file}: its SHA-256 is not the one in the manifest; the checkpoint is "
-                    f"damaged, use another"
-                )
+            file = self.path / name
+            _check_file(file, self.manifest.files[name])
             try:
                 self._files[name] = self._stack.enter_context(safe_open(file, framework="pt"))
             except SafetensorError as error:
                 raise UserError(f"{file}: not a safetensors file ({error})") from error
 
+    def verify_copies(self) -> None:
+        """Compare the files that were copied from elsewhere with the manifest.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        for name, entry in self.manifest.copies.items():
+            _check_file(self.path / name, entry)
+
     def table(self, table: str, set_name: str, name: str = WEIGHT) -> Tensor:
         """A whole logical tensor: the weight (rows, cols) of a table in one set, or a state.
+
+        Row-wise state comes as one number for a row, the mean over the set's columns.
 
         Raises:
             UserError: there is no such table, set or state, or a file is damaged.
@@ -117,7 +103,11 @@ class CheckpointReader:
             raise UserError(f"{self.path}: {key} has no '{name}'; {nearest(name, tuple(tensors))}")
         entry = tensors[name]
         out = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        self.fill(f"{key}/{name}", entry, 0, 0, out)
+        if entry.is_row_wise:
+            whole = (key, 0, self.manifest.tables[key].cols)
+            self.fill_rows(RowState(name, 0, (whole,), out))
+        else:
+            self.fill(f"{key}/{name}", entry, 0, 0, out)
         return out
 
     def dense(self, which: DenseGroup = "dense") -> dict[str, Tensor]:
@@ -135,25 +125,115 @@ class CheckpointReader:
         return self._files[entry.file].get_tensor(entry.key)
 
     def fill(self, name: str, entry: TensorEntry, row: int, col: int, out: Tensor) -> None:
-        """Copy a block of a logical tensor into `out`, converting between fp32 and fp16.
+        """Copy a block of a weight or element-wise state into `out`, fp32 to fp16 or back.
 
         Args:
             name: of the tensor, for errors.
             entry: the stored tensor.
             row: first row of the block.
-            col: first column of the block; 0 if row-wise.
-            out: (rows, cols) or, if row-wise, (rows,); on any device, of any strides.
+            col: first column of the block.
+            out: (rows, cols), on any device, of any strides.
 
         Raises:
             UserError: a file is damaged, or a value is too large for `out`'s type.
         """
-        for block, region in overlaps(entry, row, col, out):
+        for block, region in overlaps(entry, Region(row, out.shape[0], col, out.shape[1])):
             self.verify([block.file])
-            shape = (block.rows, block.cols)[: len(entry.shape)]
+            shape = (block.rows, block.cols)
             stored = self._slice(block.file, block.key, entry.dtype, shape)
-            source = region.within(block.row, block.col)[: len(entry.shape)]
-            target = region.within(row, col)[: len(entry.shape)]
+            source, target = region.within(block.row, block.col), region.within(row, col)
             assign(name, out[target], stored[source])
+
+    def fill_rows(self, state: RowState) -> None:
+        """Fill row-wise state: every number with the mean of those stored for its columns.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        found = sources(self.manifest, state)
+        self.verify(each.file for each in found)
+        first, rows = state.row, len(state.values)
+        for start in range(first, first + rows, _CHUNK_ROWS):
+            stop = min(start + _CHUNK_ROWS, first + rows)
+            out = state.values[start - first : stop - first]
+            # Exact in float64: the mean of equal float32 numbers is that number.
+            sums = torch.zeros(stop - start, dtype=torch.float64)
+            for each in found:
+                low, high = max(start, each.row), min(stop, each.row + each.rows)
+                if low < high:
+                    sums[low - start : high - start] += each.cols * self._rows(each, low, high)
+            assign(state.label, out, sums / state.cols)
+
+    def gather(self, entry: TensorEntry, rows: Tensor, col: int = 0, cols: int = 1) -> Tensor:
+        """Any rows of a logical tensor; only their pages of the files are read.
+
+        Args:
+            entry: the stored tensor.
+            rows: (n,) int64 rows, each in the table.
+            col: first column.
+            cols: number of columns.
+
+        Returns:
+            (n, cols) in the stored type, or (n,) numbers of row-wise state: where several stand for
+            these columns, the largest.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        shape = (len(rows),) if entry.is_row_wise else (len(rows), cols)
+        out = torch.zeros(shape, dtype=DTYPES[entry.dtype])
+        filled = torch.zeros(len(rows), dtype=torch.bool)
+        first = int(rows.min()) if len(rows) else 0
+        count = int(rows.max()) - first + 1 if len(rows) else 0
+        for block, region in overlaps(entry, Region(first, count, col, cols)):
+            here = ((rows >= block.row) & (rows < block.row + block.rows)).nonzero().squeeze(1)
+            if not len(here):
+                continue
+            self.verify([block.file])
+            size = (block.rows,) if entry.is_row_wise else (block.rows, block.cols)
+            self._slice(block.file, block.key, entry.dtype, size)
+            mapped = self._files[block.file].get_tensor(block.key)
+            found = mapped.index_select(0, rows[here] - block.row)
+            if entry.is_row_wise:
+                most = torch.maximum(out[here], found)
+                out[here] = torch.where(filled[here], most, found)
+                filled[here] = True
+            else:
+                source, target = region.within(block.row, block.col), region.within(0, col)
+                out[here, target[1]] = found[:, source[1]]
+        return out
+
+    def gather_state(self, name: str, spans: Spans, rows: Tensor) -> Tensor:
+        """Row-wise state of any rows, for columns of some sets of one table.
+
+        Args:
+            name: of the state.
+            spans: the columns that each number is to stand for.
+            rows: (n,) int64 rows, each in the table.
+
+        Returns:
+            (n,) float64: the mean of the numbers stored for these columns.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        whole = torch.empty(self.manifest.tables[spans[0][0]].rows, device="meta")
+        state = RowState(name, 0, spans, whole)
+        sums = torch.zeros(len(rows), dtype=torch.float64)
+        for each in sources(self.manifest, state):
+            here = ((rows >= each.row) & (rows < each.row + each.rows)).nonzero().squeeze(1)
+            if len(here):
+                self.verify([each.file])
+                self._slice(each.file, each.key, each.dtype, (each.rows,))
+                mapped = self._files[each.file].get_tensor(each.key)
+                found = mapped.index_select(0, rows[here] - each.row).double()
+                sums[here] += each.cols * found
+        return sums / state.cols
+
+    def _rows(self, source: Source, start: int, stop: int) -> Tensor:
+        stored = self._slice(source.file, source.key, source.dtype, (source.rows,))
+        rows: Tensor = stored[start - source.row : stop - source.row]
+        return rows.double()
 
     def _slice(self, file: str, key: str, dtype: str, shape: tuple[int, ...]) -> Any:
         try:
@@ -166,15 +246,6 @@ class CheckpointReader:
                 f"manifest says {dtype} {list(shape)}; the checkpoint is damaged"
             )
         return stored
-
-
-def overlaps(entry: TensorEntry, row: int, col: int, out: Tensor) -> Iterator[tuple[Block, Region]]:
-    """The stored blocks that hold a part of `out`, whose first element is at (row, col)."""
-    region = Region(row, out.shape[0], col, out.shape[1] if out.ndim == 2 else 1)
-    for block in entry.blocks:
-        shared = region.overlap(block)
-        if shared is not None:
-            yield block, shared
 
 
 def assign(name: str, out: Tensor, values: Tensor) -> None:
@@ -192,6 +263,15 @@ def assign(name: str, out: Tensor, values: Tensor) -> None:
             )
     with torch.no_grad():
         out.copy_(converted)
+
+
+def _check_file(file: Path, entry: FileEntry) -> None:
+    check_size(file, entry.size)
+    if _sha256(file) != entry.sha256:
+        raise UserError(
+            f"{file}: its SHA-256 is not the one in the manifest; the checkpoint is damaged, use "
+            "another"
+        )
 
 
 def _sha256(file: Path) -> str:

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prismrec.checkpoint.manifest import DTYPES, DenseEntry, DenseGroup, Manifest, TensorEntry
-from prismrec.checkpoint.reader import CheckpointReader, assign, overlaps
-from prismrec.checkpoint.snapshot import WEIGHT, check_shard, tensors_of
+from prismrec.checkpoint.manifest import (
+    DTYPES,
+    Conversion,
+    DenseEntry,
+    DenseGroup,
+    Manifest,
+    TensorEntry,
+)
+from prismrec.checkpoint.reader import CheckpointReader, assign
+from prismrec.checkpoint.regions import Region, overlaps
+from prismrec.checkpoint.row_state import find_conversions, row_states, sources
+from prismrec.checkpoint.snapshot import TOUCHED, WEIGHT, check_shard, tensors_of
 from prismrec.config import UserError
 from prismrec.embeddings.sets import EmbeddingSpec
-from prismrec.embeddings.shards import LocalShard
+from prismrec.embeddings.shards import NEVER, LocalShard
 
 _MAX_LISTED = 20
+_CHUNK_ROWS = 1 << 21
 _CONVERTIBLE = {torch.float32, torch.float16}
 _WORDS: dict[DenseGroup, str] = {
     "dense": "parameter",
     "dense_optimizer": "optimizer state",
     "ema": "moving average",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was read.
+
+    Args:
+        manifest: of the checkpoint; its `extra` holds the rest of the state.
+        conversions: row-wise state on this rank that was stored for another cut of the columns.
+    """
+
+    manifest: Manifest
+    conversions: tuple[Conversion, ...]
 
 
 def table_shapes(spec: EmbeddingSpec) -> dict[str, tuple[int, int]]:
@@ -41,7 +64,7 @@ def restore(
     dense_optimizer: Mapping[str, Tensor] | None,
     ema: Mapping[str, Tensor] | None,
     tables: Mapping[str, tuple[int, int]] | None = None,
-) -> Manifest:
+) -> Restored:
     """Fill this rank's tables and dense tensors in place; every rank calls it, none communicates.
 
     Only slices that lie on this rank are read, from files whose SHA-256 is right. Nothing is
@@ -58,12 +81,9 @@ def restore(
         tables: (rows, cols) of all tables of the model, see `table_shapes`. None if `shards` has
             a part of each, as on a single rank.
 
-    Returns:
-        The manifest, whose `extra` holds the rest of the state.
-
     Raises:
         UserError: `path` is not a checkpoint, is damaged, or is of another model (the differences
-            are listed); or sets that share their row-wise state had different ones.
+            are listed).
     """
     has_states = dense_optimizer is not None
     wanted: dict[DenseGroup, Mapping[str, Tensor]] = {"dense": dense}
@@ -73,27 +93,44 @@ def restore(
         wanted["ema"] = ema
     for shard in shards:
         check_shard(shard)
+    if tables is None:
+        tables = {shard.key: (shard.num_rows, shard.num_cols) for shard in shards}
     with CheckpointReader(path) as reader:
         manifest = reader.manifest
-        if tables is None:
-            tables = {shard.key: (shard.num_rows, shard.num_cols) for shard in shards}
-        problems = _table_problems(manifest, tables)
-        for shard in shards:
-            problems += _shard_problems(manifest, shard, has_states)
-        for which, group in wanted.items():
-            problems += _dense_problems(manifest, which, group)
-        _refuse(path, problems)
-        local = _local_tensors(manifest, shards, has_states)
-        files = {b.file for _, e, s, t in local for b, _ in overlaps(e, s.row, _col(s, t), t)}
+        problems = _table_problems(manifest, tables) + [
+            problem for shard in shards for problem in _shard_problems(manifest, shard, has_states)
+        ]
+        _refuse(path, problems + _dense_problems(manifest, wanted))
+        blocks = _blocks(manifest, shards, has_states)
+        states = row_states(shards) if has_states else []
+        files = {found.file for each in blocks for found, _ in overlaps(each.entry, each.region)}
+        files |= {each.file for state in states for each in sources(manifest, state)}
         files |= {manifest.group(w)[name].file for w, group in wanted.items() for name in group}
         reader.verify(files)
-        _check_coupled(reader, local)
-        for name, entry, shard, tensor in local:
-            reader.fill(name, entry, shard.row, _col(shard, tensor), tensor)
+        for block in blocks:
+            reader.fill(block.name, block.entry, block.region.row, block.region.col, block.tensor)
+        for state in states:
+            reader.fill_rows(state)
+        if has_states:
+            _restore_touched(reader, shards)
         for which, group in wanted.items():
             for name, tensor in group.items():
                 assign(f"{which} {name}", tensor, reader.entry(manifest.group(which)[name]))
-    return manifest
+    return Restored(manifest, find_conversions(manifest, states))
+
+
+def _restore_touched(reader: CheckpointReader, shards: Sequence[LocalShard]) -> None:
+    """Packed sets share what says when a row was touched: the last time that any of them was."""
+    tracked = [(each, each.touched) for each in shards if each.touched is not None]
+    for _, touched in tracked:
+        touched.fill_(NEVER)
+    for shard, touched in tracked:
+        entry = reader.manifest.tables[shard.key].tensors[TOUCHED]
+        for start in range(0, len(touched) if shard.weight.numel() else 0, _CHUNK_ROWS):
+            rows = torch.arange(start, min(start + _CHUNK_ROWS, len(touched)))
+            found = reader.gather(entry, rows + shard.row, shard.col, shard.weight.shape[1])
+            part = touched[start : start + len(rows)]
+            torch.maximum(part, found.to(part.device), out=part)
 
 
 def read_table(path: str | Path, table: str, set_name: str) -> Tensor:
@@ -124,51 +161,52 @@ def verify(path: str | Path) -> Manifest:
     """
     with CheckpointReader(path) as reader:
         reader.verify(reader.manifest.files)
+        reader.verify_copies()
         return reader.manifest
 
 
-_Local = tuple[str, TensorEntry, LocalShard, Tensor]
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A weight or an element-wise state of a shard, what is stored of it, and where it lies."""
+
+    name: str
+    entry: TensorEntry
+    region: Region
+    tensor: Tensor
 
 
-def _local_tensors(
-    manifest: Manifest, shards: Sequence[LocalShard], has_states: bool
-) -> list[_Local]:
+def _blocks(manifest: Manifest, shards: Sequence[LocalShard], has_states: bool) -> list[_Block]:
     return [
-        (f"{shard.key}/{name}", manifest.tables[shard.key].tensors[name], shard, tensor)
+        _Block(
+            f"{shard.key}/{name}",
+            manifest.tables[shard.key].tensors[name],
+            Region(shard.row, tensor.shape[0], shard.col, tensor.shape[1]),
+            tensor,
+        )
         for shard in shards
         for name, tensor in tensors_of(shard).items()
-        if (has_states or name == WEIGHT) and shard.weight.numel()
+        if (has_states or name == WEIGHT) and tensor.ndim == 2 and shard.weight.numel()
     ]
 
 
-def _col(shard: LocalShard, tensor: Tensor) -> int:
-    return shard.col if tensor.ndim == 2 else 0
-
-
-def _check_coupled(reader: CheckpointReader, local: Sequence[_Local]) -> None:
-    """Sets packed into one row share its row-wise state: what they had must have been the same."""
-    sharing = Counter(tensor.data_ptr() for *_, tensor in local if tensor.ndim == 1)
-    first: dict[int, tuple[str, Tensor]] = {}
-    for name, entry, shard, tensor in local:
-        if tensor.ndim != 1 or sharing[tensor.data_ptr()] == 1:
-            continue
-        stored = torch.empty(tensor.shape, dtype=DTYPES[entry.dtype])
-        reader.fill(name, entry, shard.row, 0, stored)
-        other, values = first.setdefault(tensor.data_ptr(), (name, stored))
-        if not torch.equal(values, stored):
-            raise UserError(
-                f"checkpoint {reader.path}: {other} and {name} differ, but the packed layout has "
-                f"one row-wise state for both; restore with embedding.layout = 'separate'"
-            )
-
-
 def _table_problems(manifest: Manifest, tables: Mapping[str, tuple[int, int]]) -> list[str]:
-    problems = _name_problems("table", tables, manifest.tables)
+    mine, saved = (_sets_of(keys) for keys in (tables, manifest.tables))
+    problems = _name_problems("set", mine, saved)
+    shared = mine & saved
+    here, there = (
+        [key for key in keys if _sets_of([key]) <= shared] for keys in (tables, manifest.tables)
+    )
+    problems += _name_problems("table", here, there)
     for key in sorted(tables.keys() & manifest.tables.keys()):
-        saved = (manifest.tables[key].rows, manifest.tables[key].cols)
-        if saved != tables[key]:
-            problems.append(f"table {key} is {_shape(tables[key])} here and {_shape(saved)} there")
+        entry = manifest.tables[key]
+        if (entry.rows, entry.cols) != tables[key]:
+            whole = _shape((entry.rows, entry.cols))
+            problems.append(f"table {key} is {_shape(tables[key])} here and {whole} there")
     return problems
+
+
+def _sets_of(keys: Iterable[str]) -> set[str]:
+    return {key.rpartition("/")[2] for key in keys}
 
 
 def _shard_problems(manifest: Manifest, shard: LocalShard, has_states: bool) -> list[str]:
@@ -177,8 +215,13 @@ def _shard_problems(manifest: Manifest, shard: LocalShard, has_states: bool) -> 
     if table is None or (table.rows, table.cols) != whole or not shard.weight.numel():
         return []
     local = tensors_of(shard) if has_states else {WEIGHT: shard.weight}
-    saved = table.tensors if has_states else {WEIGHT: table.tensors[WEIGHT]}
+    saved = dict(table.tensors) if has_states else {WEIGHT: table.tensors[WEIGHT]}
+    is_tracked = saved.pop(TOUCHED, None) is not None
     problems = _name_problems(f"optimizer state of {shard.key}", local, saved)
+    if has_states and shard.touched is not None and not is_tracked:
+        problems.append(
+            f"when rows of {shard.key} were touched (embedding.track_touched) is unknown"
+        )
     for name in sorted(local.keys() & saved.keys()):
         shape = whole[: local[name].ndim]
         problems += _tensor_problems(f"{shard.key}/{name}", shape, local[name], saved[name])
@@ -186,13 +229,15 @@ def _shard_problems(manifest: Manifest, shard: LocalShard, has_states: bool) -> 
 
 
 def _dense_problems(
-    manifest: Manifest, which: DenseGroup, group: Mapping[str, Tensor]
+    manifest: Manifest, wanted: Mapping[DenseGroup, Mapping[str, Tensor]]
 ) -> list[str]:
-    saved, word = manifest.group(which), _WORDS[which]
-    problems = _name_problems(word, group, saved)
-    for name in sorted(group.keys() & saved.keys()):
-        tensor = group[name]
-        problems += _tensor_problems(f"{word} {name}", tuple(tensor.shape), tensor, saved[name])
+    problems = []
+    for which, group in wanted.items():
+        saved, word = manifest.group(which), _WORDS[which]
+        problems += _name_problems(word, group, saved)
+        for name in sorted(group.keys() & saved.keys()):
+            tensor = group[name]
+            problems += _tensor_problems(f"{word} {name}", tuple(tensor.shape), tensor, saved[name])
     return problems
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +38,13 @@ from prismrec.checkpoint.directory import (
 from prismrec.checkpoint.manifest import (
     FORMAT,
     VERSION,
+    Conversion,
     Manifest,
     Part,
     sync_directory,
     write_manifest,
 )
-from prismrec.checkpoint.parts import merge_tables, part_file, write_part
+from prismrec.checkpoint.parts import merge_maps, merge_tables, part_file, write_part
 from prismrec.checkpoint.snapshot import Snapshot
 from prismrec.config import UserError
 
@@ -90,7 +91,12 @@ class Checkpointer:
         self._last: Path | None = None
 
     def save(
-        self, step: int, snapshot: Snapshot, extra: dict[str, Any], metric: float | None = None
+        self,
+        step: int,
+        snapshot: Snapshot,
+        extra: dict[str, Any],
+        metric: float | None = None,
+        conversions: Sequence[Conversion] = (),
     ) -> None:
         """Begin to write a checkpoint and return; waits for the one before, if it still runs.
 
@@ -101,6 +107,7 @@ class Checkpointer:
                 returns; rank 0's is kept.
             metric: the score of this state, higher is better; rank 0's is kept. None or not finite
                 means not evaluated.
+            conversions: how row-wise state came into its present form; rank 0's are kept.
 
         Raises:
             UserError: the save before this one failed; this one is not begun.
@@ -122,6 +129,7 @@ class Checkpointer:
             extra=json.loads(json.dumps(extra, allow_nan=False)),
             metric=metric if is_scored else None,
             retention=self._retention,
+            conversions=tuple(conversions),
         )
         future: Future[Path] = Future()
         # A daemon: a process that fails must not outlive its failure waiting for other ranks.
@@ -174,6 +182,7 @@ class _Job:
     extra: dict[str, Any]
     metric: float | None
     retention: Retention
+    conversions: tuple[Conversion, ...]
 
 
 def _run(job: _Job, future: Future[Path]) -> None:
@@ -242,10 +251,13 @@ def _manifest(job: _Job, parts: list[Part]) -> Manifest:
             metric=job.metric,
             files={name: entry for part in parts for name, entry in part.files.items()},
             tables=merge_tables(parts),
+            maps=merge_maps(parts),
             dense=parts[0].dense,
             dense_optimizer=parts[0].dense_optimizer,
             ema=parts[0].ema,
             extra=parts[0].extra,
+            copies=parts[0].copies,
+            conversions=job.conversions,
         )
     except ValidationError as error:
         raise ValueError(

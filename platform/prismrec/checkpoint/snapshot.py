@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prismrec.checkpoint.manifest import DenseGroup
+from prismrec.embeddings.managed.state import MapShard
 from prismrec.embeddings.shards import LocalShard
 
 WEIGHT = "weight"
+TOUCHED = "touched"
+"""Name of the logical tensor that says when a row was touched last; the sets of a row share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,10 @@ class TensorBlock:
         num_rows: rows of the whole table.
         num_cols: width of the whole set.
         row: first row of the block.
-        col: first column of the block; 0 if row-wise.
-        values: (rows, cols), or (rows,) if row-wise; contiguous, in host memory.
+        col: first column of the block.
+        cols: columns of the block, also if row-wise: those that its numbers stand for.
+        values: (rows, cols), or (rows,) if row-wise; contiguous, in host memory. Blocks of sets
+            that share row-wise state have the same tensor.
     """
 
     key: str
@@ -34,22 +40,34 @@ class TensorBlock:
     num_cols: int
     row: int
     col: int
+    cols: int
     values: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The copied blocks of this rank's tables and the copied dense tensors, by group and name."""
+    """What this rank's part of a checkpoint is made of.
+
+    Args:
+        blocks: the copied blocks of its tables.
+        dense: the copied dense tensors, by group and name.
+        copies: files that rank 0 copies beside the tensors, by the name of the copy.
+        maps: which ids have the rows of tables that give rows to ids as they come.
+    """
 
     blocks: tuple[TensorBlock, ...]
     dense: dict[DenseGroup, dict[str, Tensor]]
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    maps: tuple[MapShard, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """Host memory that the copy takes until it is written."""
-        tensors = [block.values for block in self.blocks]
-        tensors += [tensor for group in self.dense.values() for tensor in group.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = {id(block.values): block.values for block in self.blocks}
+        dense = [tensor for group in self.dense.values() for tensor in group.values()]
+        for each in self.maps:
+            dense += [*each.rows.values(), *each.newcomers.values()]
+        return sum(each.numel() * each.element_size() for each in (*tensors.values(), *dense))
 
 
 def capture(
@@ -57,6 +75,7 @@ def capture(
     dense: Mapping[str, Tensor],
     dense_optimizer: Mapping[str, Tensor],
     ema: Mapping[str, Tensor],
+    maps: Sequence[MapShard] = (),
 ) -> Snapshot:
     """Copy this rank's state to host memory; training may go on as soon as this returns.
 
@@ -68,26 +87,35 @@ def capture(
         dense: parameters and buffers of the model by name.
         dense_optimizer: their optimizer state by `parameter/state`, scalars as 0-d tensors.
         ema: moving averages of parameters by name.
+        maps: copies of this rank's maps of ids; they are kept as they are.
 
     Raises:
-        ValueError: a shard does not lie inside its table, or has row-wise state over a part of a
-            set's columns, which has no form that is free of the plan.
+        ValueError: a shard does not lie inside its table, or a state has neither its weight's
+            shape nor a number for each of its rows.
     """
     blocks = []
+    row_wise: dict[tuple[int, int], Tensor] = {}
     for shard in shards:
         check_shard(shard)
         if shard.is_replica or not shard.weight.numel():
             continue
-        for name, tensor in tensors_of(shard).items():
+        touched = {} if shard.touched is None else {TOUCHED: shard.touched}
+        for name, tensor in {**tensors_of(shard), **touched}.items():
+            copy = row_wise.get(memory_of(tensor)) if tensor.ndim == 1 else None
+            if copy is None:
+                copy = _copy(tensor)
+            if tensor.ndim == 1:
+                row_wise[memory_of(tensor)] = copy
             blocks.append(
                 TensorBlock(
-                    shard.key,
-                    name,
-                    shard.num_rows,
-                    shard.num_cols,
-                    shard.row,
-                    shard.col,
-                    _copy(tensor),
+                    key=shard.key,
+                    name=name,
+                    num_rows=shard.num_rows,
+                    num_cols=shard.num_cols,
+                    row=shard.row,
+                    col=shard.col,
+                    cols=shard.weight.shape[1],
+                    values=copy,
                 )
             )
     groups: dict[DenseGroup, Mapping[str, Tensor]] = {
@@ -99,7 +127,12 @@ def capture(
         which: {name: _copy(tensor) for name, tensor in group.items()}
         for which, group in groups.items()
     }
-    return Snapshot(tuple(blocks), copies)
+    return Snapshot(tuple(blocks), copies, maps=tuple(maps))
+
+
+def memory_of(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies: equal for row-wise state that sets share, as packed ones do."""
+    return tensor.data_ptr(), tensor.numel()
 
 
 def tensors_of(shard: LocalShard) -> dict[str, Tensor]:
@@ -128,11 +161,6 @@ def check_shard(shard: LocalShard) -> None:
             raise ValueError(
                 f"shard of {shard.key}: state {name} has shape {tuple(state.shape)}, not "
                 f"({rows}, {cols}) or ({rows},)"
-            )
-        if state.ndim == 1 and cols < shard.num_cols:
-            raise ValueError(
-                f"shard of {shard.key}: row-wise state {name} over {cols} of {shard.num_cols} "
-                f"columns; a plan must not cut the columns of a table with row-wise state"
             )
 
 

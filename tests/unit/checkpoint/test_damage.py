@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,19 @@ def test_an_edited_byte_is_found_before_anything_changes(path: Path) -> None:
     assert torch.equal(values.model["tower.weight"], dense(seed=5).model["tower.weight"])
 
 
-def test_only_the_files_that_are_needed_are_read(path: Path) -> None:
+@pytest.mark.parametrize("row_wise_state", [False, True])
+def test_only_the_files_that_are_needed_are_read(tmp_path: Path, row_wise_state: bool) -> None:
     """Rank 0 of the same form needs its own file only, also when another is damaged."""
+    form = replace(FORM, row_wise_state=row_wise_state)
+    whole = logical(row_wise_state=row_wise_state, coupled=True)
+    path = save(tmp_path, fill(empty_like(form), whole))
     (path / "rank-00001.safetensors").write_bytes(b"gone")
-    shards, values = empty_like(FORM)[1], dense()
-    first = [shard for shard in empty_like(FORM)[0] if shard.row == 0]
+    shards, values = empty_like(form)[1], dense()
+    first = [shard for shard in empty_like(form)[0] if shard.row == 0]
     restore(path, first, values.model, values.optimizer, values.ema, SHAPES)
+    assert torch.equal(first[0].states["sum"], whole["user/wide"]["sum"][:4])
     with pytest.raises(UserError, match=r"rank-00001\.safetensors: 4 bytes, \d+ were written"):
-        restore(path, empty_like(FORM)[0] + shards, values.model, None, None, SHAPES)
+        restore(path, empty_like(form)[0] + shards, values.model, None, None, SHAPES)
 
 
 def test_a_checkpoint_with_a_short_or_missing_file_is_passed_over(
@@ -106,7 +112,7 @@ def test_a_directory_without_a_manifest_is_no_checkpoint(path: Path) -> None:
     ("change", "complaint"),
     [
         (lambda m: m.update(format="other"), "not the manifest of a checkpoint"),
-        (lambda m: m.update(version=2), "format version 2, this program reads 1"),
+        (lambda m: m.update(version=3), "format version 3, this program reads 1 and 2"),
         (lambda m: m.update(step="1"), "step: Input should be a valid integer"),
         (lambda m: m.update(more=1), "more: Extra inputs"),
         (lambda m: m.pop("dense"), "dense: Field required"),
@@ -117,6 +123,8 @@ def test_a_directory_without_a_manifest_is_no_checkpoint(path: Path) -> None:
         (lambda m: _weight(m).update(dtype="F8"), "weight.dtype: String should match"),
         (lambda m: _weight(m).update(shape=[11, 9]), "weight has shape"),
         (lambda m: m["tables"]["user/wide"]["tensors"].pop("weight"), "a table has no weight"),
+        (lambda m: m.update(version=1, tables=[]), "tables: Input should be an object"),
+        (lambda m: _weight(m).update(per_row=1), "a row has None numbers, not 1"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(
@@ -209,6 +217,21 @@ def test_a_checkpoint_of_another_model_lists_every_difference(path: Path) -> Non
         assert difference in caught.value.message
     assert "\n" not in caught.value.message
     assert all(bool(shard.weight.isnan().all()) for shard in shards)
+
+
+def test_a_recipe_with_other_sets_names_them(path: Path) -> None:
+    more, fewer = dict(SHAPES), dict(SHAPES)
+    for table, rows in (("user", 11), ("item", 7)):
+        more[f"{table}/extra"] = (rows, 4)
+        del fewer[f"{table}/narrow"]
+    values = dense()
+    with pytest.raises(UserError, match=r": set extra is not in the checkpoint; use the recipe"):
+        restore(path, [], values.model, values.optimizer, values.ema, more)
+    with pytest.raises(UserError, match=r": set narrow is only in the checkpoint; use the recipe"):
+        restore(path, [], values.model, values.optimizer, values.ema, fewer)
+    wider = SHAPES | {"user/wide": (11, 12)}
+    with pytest.raises(UserError, match=r"table user/wide is \(11, 12\) here and \(11, 8\) there"):
+        restore(path, [], values.model, values.optimizer, values.ema, wider)
 
 
 def test_another_kind_of_state_is_a_difference(path: Path) -> None:

@@ -254,10 +254,6 @@ def test_attempt_and_retention_are_checked(tmp_path: Path) -> None:
             r"state m has shape \(3,\)",
         ),
         (
-            LocalShard("t", "s", 4, 4, 0, 2, torch.zeros(4, 2), {"m": torch.zeros(4)}),
-            "row-wise state m over 2 of 4 columns",
-        ),
-        (
             LocalShard("t", "s", 4, 4, 0, 0, torch.zeros(4, 4), {"weight": torch.zeros(4)}),
             "must not be called weight",
         ),
