@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks.channel import ROOT
 from benchmarks.machine import machine, sentence
 from prismrec.config import Recipe, from_dict
+from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import Share
 from prismrec.data.reader import Reader
 from prismrec.data.schema import Column, DataSchema
@@ -87,8 +88,9 @@ def _recipe(directory: Path, order: str) -> Recipe:
 
 def _read(directory: Path, order: str) -> Callable[[], int]:
     recipe = _recipe(directory, order)
-    table_rows = {name: _num_ids(n) for n, name in enumerate(IDS)}
-    reader = Reader(open_data(directory), recipe, "train", table_rows, Share(), training=True)
+    source = open_data(directory)
+    encoders = encoders_of(recipe, source.schema)
+    reader = Reader(source, recipe, "train", encoders, Share(), training=True)
 
     def passes() -> Iterator[int]:
         for batch, _ in reader.epoch():

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardedTensor, ShardingEnv2D
 
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.optimizers import PLAIN_STATE_NAMES, STATE_NAMES
@@ -29,26 +36,30 @@ def local_shards(
 ) -> list[LocalShard]:
     """The blocks of every `table/set` on this rank, as views that can be read and written.
 
+    Whoever writes calls `drop_cached_rows` afterwards.
+
     Args:
-        model: the sharded model.
+        model: the sharded model; where groups of ranks hold copies of the tables, those of the
+            first group are the tables and the others' are replicas.
         spec: what its tables are.
         rank: this rank; replicas of data_parallel tables belong to rank 0.
         plain_states: state of the plain optimizer of data_parallel tables, by parameter.
     """
-    weights = {_table_name(key): value for key, value in model.state_dict().items()}
-    parameters = {_table_name(key): value for key, value in model.named_parameters()}
+    weights = {table_name(key): value for key, value in model.state_dict().items()}
+    parameters = {table_name(key): value for key, value in model.named_parameters()}
     states = _fused_states(model)
+    is_copy = _is_copy(model)
     shards = []
     for physical in physical_tables(spec):
         weight = weights[physical.name]
-        if hasattr(weight, "local_shards"):
+        if isinstance(weight, (ShardedTensor, DTensor)):
             names = STATE_NAMES[physical.form.optimizer.name]
             found = {
                 ours: _blocks(states[physical.name][theirs])
                 for theirs, ours in names.items()
                 if theirs in states.get(physical.name, {})
             }
-            is_replica = False
+            is_replica = is_copy
         else:
             plain = plain_states.get(parameters[physical.name], {})
             names = PLAIN_STATE_NAMES.get(physical.form.optimizer.name, {})
@@ -64,10 +75,11 @@ def local_shards(
 def initialize(shards: list[LocalShard], spec: EmbeddingSpec) -> None:
     """Fill the weights with normal numbers that depend on seed, table, set, row and column only.
 
-    Any layout, plan or world size starts from the same weights. The unknown row starts at zero, so
-    that an id never seen in training adds nothing.
+    Any layout, plan or world size starts from the same weights. Rows of unknown ids start at zero,
+    see `TableSpec`, and so do those of managed tables, which no id has yet.
     """
     deviations = {each.name: each.init_std for each in spec.sets}
+    known = {t.name: 0 if t.is_managed else t.known_rows for t in spec.tables}
     for shard in shards:
         deviation = deviations[shard.set_name]
         rows = shard.weight.shape[0]
@@ -78,10 +90,31 @@ def initialize(shards: list[LocalShard], spec: EmbeddingSpec) -> None:
             continue
         for block in range(shard.row // _INIT_ROWS, -(-stop // _INIT_ROWS)):
             first = block * _INIT_ROWS
-            low, high = max(shard.row, first), min(stop, first + _INIT_ROWS, shard.num_rows - 1)
+            low, high = max(shard.row, first), min(stop, first + _INIT_ROWS, known[shard.table])
             if low < high:
                 numbers = _normal(spec.seed, shard, block)[low - first : high - first, columns]
                 shard.weight[low - shard.row : high - shard.row] = numbers * deviation
+
+
+def drop_cached_rows(model: nn.Module) -> None:
+    """Let the kernels read written tables anew instead of rows that their caches hold.
+
+    Tables in host memory have caches on the device; others are left as they are.
+    """
+    for lookup in lookups(model):
+        lookup.purge()
+
+
+def set_steps_done(model: nn.Module, steps: int) -> None:
+    """Tell the fused kernels how many steps they have made, which Adam and LAMB correct their bias by.
+
+    They count their forward passes, evaluations too, from the start of the process.
+    """
+    for lookup in lookups(model):
+        for kernel in lookup.modules():
+            if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
+                kernel.iter.fill_(steps)
+                kernel.iter_cpu.fill_(steps)
 
 
 def _normal(seed: int, shard: LocalShard, block: int) -> Tensor:
@@ -127,26 +160,46 @@ def _slice(
 
 
 def _blocks(tensor: Any) -> list[Block]:
-    """Blocks of a ShardedTensor on this rank, or the whole of a plain tensor."""
-    if not hasattr(tensor, "local_shards"):
-        return [(0, 0, tensor.detach())]
-    blocks = []
-    for shard in tensor.local_shards():
-        offsets = [*shard.metadata.shard_offsets, 0]
-        blocks.append((offsets[0], offsets[1], shard.tensor.detach()))
-    return blocks
+    """Blocks of a sharded tensor on this rank, or the whole of a plain one.
+
+    The blocks of a row-wise state come in the order of the weight's; TorchRec has no columns for
+    them.
+    """
+    if isinstance(tensor, ShardedTensor):
+        found = [(each.metadata.shard_offsets, each.tensor) for each in tensor.local_shards()]
+    elif isinstance(tensor, DTensor):  # what TorchRec gives where there are copies
+        local: Any = tensor.to_local()
+        # Without a shard here there is an offset all the same.
+        found = list(zip(local.local_offsets(), local.local_shards(), strict=False))
+    else:
+        found = [((0, 0), tensor)]
+    return [(offsets[0], (*offsets, 0)[1], each.detach()) for offsets, each in found]
+
+
+def _is_copy(model: DistributedModelParallel) -> bool:
+    """Whether the sharded tables on this rank are copies of those in another group of ranks."""
+    env = model._env
+    return isinstance(env, ShardingEnv2D) and dist.get_rank(env.replica_pg) > 0
+
+
+def lookups(model: nn.Module) -> Iterator[Any]:
+    """The modules that hold the blocks of the tables on this rank."""
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            for lookup in module._lookups:
+                yield getattr(lookup, "module", lookup)  # data_parallel ones are wrapped
 
 
 def _fused_states(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:
     """Sharded state tensors of the fused optimizer by physical table and FBGEMM name."""
     by_table: dict[str, dict[str, Any]] = {}
     for key, states in model.fused_optimizer.state_dict()["state"].items():
-        table = _table_name(key)
+        table = table_name(key)
         by_table[table] = {name.rpartition(".")[2]: value for name, value in states.items()}
     return by_table
 
 
-def _table_name(key: str) -> str:
+def table_name(key: str) -> str:
     """Physical table of a key such as `module.tables.embedding_bags.NAME.weight`, else the key."""
     _, found, rest = key.partition("embedding_bags.")
     return rest.removesuffix(".weight") if found else key

@@ -5,6 +5,7 @@ Notation: B batch, M sets, N_m fields that set m covers, d_m its width, W width 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from prismrec.embeddings.cut import Cut, cut_sets, make_cut
 from prismrec.embeddings.sets import (
     EmbeddingSet,
     EmbeddingSpec,
@@ -91,23 +93,50 @@ def _side_by_side(sets: tuple[EmbeddingSet, ...]) -> dict[str, Columns]:
     return columns
 
 
-def build_collection(spec: EmbeddingSpec, device: torch.device) -> EmbeddingBagCollection:
-    """The unsharded collection; on the meta device it holds no memory."""
+def build_collection(
+    spec: EmbeddingSpec, device: torch.device, *, is_managed: bool = False
+) -> EmbeddingBagCollection:
+    """The unsharded collection; on the meta device it holds no memory.
+
+    Its output goes set by set and, within those, in the order of the fields wherever the features
+    of a table are neighbours: then no set has to be copied, see `SetViews`.
+
+    Args:
+        spec: the sets and tables.
+        device: where it lies.
+        is_managed: of the managed tables instead of the others.
+    """
+    sets = [each.name for each in spec.sets]
+
+    def place(physical: PhysicalTable) -> tuple[int, int]:
+        first_set = min(sets.index(name) for name in physical.slices)
+        return first_set, min(spec.fields.index(feature) for feature in physical.features)
+
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
                 name=physical.name,
                 embedding_dim=physical.width,
                 num_embeddings=physical.table.rows,
-                feature_names=list(physical.features),
+                feature_names=sorted(physical.features, key=spec.fields.index),
                 pooling=_POOLING[physical.form.pooling],
                 data_type=_TYPES[physical.form.data_type],
             )
-            for physical in physical_tables(spec)
+            for physical in sorted(physical_tables(spec), key=place)
+            if physical.table.is_managed == is_managed
         ],
         is_weighted=spec.is_weighted,
         device=device,
     )
+
+
+def side_by_side(pooled: Sequence[KeyedTensor]) -> KeyedTensor:
+    """What several collections looked up, as if one had; they are copied if there are several."""
+    if len(pooled) == 1:
+        return pooled[0]
+    keys = [key for each in pooled for key in each.keys()]
+    widths = [width for each in pooled for width in each.length_per_key()]
+    return KeyedTensor(keys, widths, torch.cat([each.values() for each in pooled], 1), key_dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +145,19 @@ class _Place:
 
     Args:
         key: name of the output.
-        columns: the set's columns in it.
-        width: columns of the output.
+        column: the vector's first column in it.
     """
 
     key: str
-    columns: Columns
-    width: int
+    column: int
 
 
 class SetViews(nn.Module):
     """Splits the collection's output into one (B, N_m, d_m) tensor per set.
 
-    Outputs of the same fields are put side by side once, whatever the number of sets in them, and
-    not even once where they already lie so; the sets are views of that. A set that lies in
-    different columns for different fields is copied.
+    A set is a view of the output where its vectors lie there at equal distances in the order of the
+    fields: packed or not, on one rank, or sharded by rows. Elsewhere, as when neighbouring fields'
+    tables are on different ranks, it is copied, run by run of fields that do.
 
     Args:
         spec: the sets, tables and fields, every layout chosen.
@@ -139,43 +166,24 @@ class SetViews(nn.Module):
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()
         places = _places(spec)
-        self._groups: list[list[str]] = []
-        self._views: list[tuple[int, int, Columns] | list[_Place]] = []
-        for each in spec.sets:
-            of_set = [places[field, each.name] for field in spec.fields_of(each)]
-            if len({(place.columns, place.width) for place in of_set}) > 1:
-                self._views.append(of_set)
-                continue
-            keys = [place.key for place in of_set]
-            if keys not in self._groups:
-                self._groups.append(keys)
-            self._views.append((self._groups.index(keys), of_set[0].width, of_set[0].columns))
-
-    @property
-    def num_copied(self) -> int:
-        """Sets that are copied field by field, because no view can hold them."""
-        return sum(isinstance(view, list) for view in self._views)
+        self._sets = [
+            (each.dim, [places[field, each.name] for field in spec.fields_of(each)])
+            for each in spec.sets
+        ]
+        self._keys: list[str] = []
+        self._cut = Cut((), is_whole=True)
 
     def forward(self, pooled: KeyedTensor) -> list[Tensor]:
         """The tensors (B, N_m, d_m) in the order of the sets."""
-        blocks = self._side_by_side(pooled)
-        sets = []
-        for view in self._views:
-            if isinstance(view, list):
-                parts = [pooled[place.key][:, slice(*place.columns)] for place in view]
-                sets.append(torch.stack(parts, dim=1))
-            else:
-                group, width, columns = view
-                rows = blocks[group].view(blocks[group].shape[0], -1, width)
-                sets.append(rows[:, :, slice(*columns)])
-        return sets
-
-    def _side_by_side(self, pooled: KeyedTensor) -> list[Tensor]:
-        if not self._groups:
-            return []
-        if self._groups == [list(pooled.keys())]:
-            return [pooled.values()]
-        return KeyedTensor.regroup([pooled], self._groups)
+        keys, columns = pooled.keys(), pooled.values()
+        if keys != self._keys:
+            start = dict(zip(keys, pooled.offset_per_key(), strict=False))
+            sets = [
+                (dim, [start[place.key] + place.column for place in places])
+                for dim, places in self._sets
+            ]
+            self._keys, self._cut = list(keys), make_cut(sets, columns.shape[1])
+        return cut_sets(columns, self._cut)
 
 
 def _places(spec: EmbeddingSpec) -> dict[tuple[str, str], _Place]:
@@ -192,5 +200,5 @@ def _places(spec: EmbeddingSpec) -> dict[tuple[str, str], _Place]:
         for physical in tables:
             key = feature if len(tables) == 1 else f"{feature}@{physical.name}"
             for name, columns in physical.slices.items():
-                places[feature, name] = _Place(key, columns, physical.width)
+                places[feature, name] = _Place(key, columns[0])
     return places

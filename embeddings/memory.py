@@ -37,6 +37,10 @@ class TableBytes:
         """Bytes of two things together."""
         return TableBytes(self.weights + other.weights, self.state + other.state)
 
+    def times(self, count: int) -> TableBytes:
+        """Bytes of several alike."""
+        return TableBytes(self.weights * count, self.state * count)
+
 
 def block_bytes(
     optimizer: str, data_type: Literal["fp32", "fp16"], rows: int, cols: int

@@ -6,24 +6,29 @@ from typing import Any
 
 import torch
 import torchrec.optim
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 
 from prismrec.config import UserError
-from prismrec.config.embedding import TableOptimizer, cpu_problem
+from prismrec.config.embedding import KERNEL_OPTIONS, TableOptimizer, cpu_problem
 from prismrec.embeddings.collection import PhysicalTable
 from prismrec.embeddings.sets import EmbeddingSpec
 
-_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
+_FUSED: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torchrec.optim.SGD,
+    "adagrad": torchrec.optim.Adagrad,
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
-    "adam": torch.optim.Adam,
+    "adam": torchrec.optim.Adam,
     "lamb": torchrec.optim.LAMB,
     "partial_rowwise_adam": torchrec.optim.PartialRowWiseAdam,
 }
-_ADAM_LIKE = ("adam", "lamb", "partial_rowwise_adam")
+"""Classes that only name a rule of FBGEMM's; they take its kernel's arguments and never run."""
 
+_PLAIN: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+}
 STATE_NAMES = {
     "adagrad": {"momentum1": "accumulator"},
     "rowwise_adagrad": {"momentum1": "accumulator"},
@@ -33,6 +38,9 @@ STATE_NAMES = {
     "sgd": {},
 }
 """FBGEMM's name of each state -> ours, by optimizer."""
+
+ROW_WISE_STATES = {"rowwise_adagrad": ("accumulator",), "partial_rowwise_adam": ("exp_avg_sq",)}
+"""Our names of the states that have one number for a row of a shard, by optimizer."""
 
 PLAIN_STATE_NAMES = {"adagrad": {"sum": "accumulator"}, "sgd": {}}
 """The same for the plain optimizer that steps data_parallel tables."""
@@ -48,28 +56,37 @@ def check_optimizers(spec: EmbeddingSpec, device: str) -> None:
         return
     for table in spec.tables:
         for each in spec.sets_of(table):
-            problem = cpu_problem(spec.form(table, each).optimizer, table.name)
+            where = f"table '{table.name}', set '{each.name}': embedding.optimizer"
+            problem = cpu_problem(spec.form(table, each).optimizer, where)
             if problem is not None:
                 raise UserError(problem)
 
 
-def moves_absent_rows(optimizer: TableOptimizer) -> bool:
-    """Whether the plain form of the rule changes rows that are not in the batch.
+def plain_problem(optimizer: TableOptimizer) -> str | None:
+    """Why a table that is not fused cannot be trained by a rule as a fused one would; None if it can."""
+    if optimizer.name not in _PLAIN:
+        return f"such tables are not fused, and {optimizer.name} has no plain form with its numbers"
+    if optimizer.clip is not None:
+        return "such tables are not fused, and the gradients of their bags cannot be clipped one by one"
+    return None
 
-    The fused form never does, so a data_parallel table, which is not fused, would train differently.
+
+def fused_arguments(optimizer: TableOptimizer) -> dict[str, Any]:
+    """Arguments of FBGEMM's kernel.
+
+    >>> fused_arguments(TableOptimizer(name="sgd", clip=0.5))
+    {'lr': 0.05, 'gradient_clipping': True, 'max_gradient': 0.5}
     """
-    return optimizer.name in _ADAM_LIKE or optimizer.weight_decay > 0
-
-
-def keyword_arguments(optimizer: TableOptimizer) -> dict[str, Any]:
-    """Arguments of the optimizer's class."""
     arguments: dict[str, Any] = {"lr": optimizer.learning_rate}
-    if optimizer.name != "sgd":
-        arguments["eps"] = optimizer.eps
-    if optimizer.name in _ADAM_LIKE:
-        arguments["betas"] = (optimizer.beta1, optimizer.beta2)
-    if optimizer.weight_decay:
-        arguments["weight_decay"] = optimizer.weight_decay
+    for option in KERNEL_OPTIONS[optimizer.name]:
+        value = getattr(optimizer, option)
+        if value:
+            arguments[option] = value
+    if optimizer.name == "rowwise_adagrad" and optimizer.weight_decay:
+        # Left to itself, this kernel takes a weight decay and applies none.
+        arguments["weight_decay_mode"] = WeightDecayMode.DECOUPLE
+    if optimizer.clip is not None:
+        arguments |= {"gradient_clipping": True, "max_gradient": optimizer.clip}
     return arguments
 
 
@@ -83,7 +100,7 @@ def fuse_optimizers(tables: list[PhysicalTable], weights: dict[str, nn.Parameter
     for physical in tables:
         optimizer = physical.form.optimizer
         _apply_optimizer_in_backward(
-            _CLASSES[optimizer.name], [weights[physical.name]], keyword_arguments(optimizer)
+            _FUSED[optimizer.name], [weights[physical.name]], fused_arguments(optimizer)
         )
 
 
@@ -93,15 +110,16 @@ def plain_optimizers(
     """The optimizers that step data_parallel tables by the same rules as fused ones.
 
     Args:
-        tables: each table with its whole parameter; the planner makes no table data_parallel whose
-            rule has no such form.
+        tables: each table with its whole parameter; none has a `plain_problem`.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for physical, parameter in tables:
         optimizer = physical.form.optimizer
-        group = {"params": [parameter], **keyword_arguments(optimizer)}
+        group = {"params": [parameter], "lr": optimizer.learning_rate}
+        if optimizer.name == "adagrad":
+            group["eps"] = optimizer.eps
         groups.setdefault(optimizer.name, []).append(group)
     return [
-        _CLASSES[name](each)  # type: ignore[call-arg] # subclasses need no defaults
+        _PLAIN[name](each)  # type: ignore[call-arg] # subclasses need no defaults
         for name, each in groups.items()
     ]

@@ -12,8 +12,6 @@ from typing import Literal
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature
 from prismrec.config.embedding import (
-    COUPLING_OPTIMIZERS,
-    MAX_WIDTH,
     Communication,
     DataType,
     EmbeddingSection,
@@ -23,11 +21,11 @@ from prismrec.config.embedding import (
     TableOptimizer,
     TableOptions,
 )
-from prismrec.config.errors import nearest
+from prismrec.config.sets import LINEAR as LINEAR
+from prismrec.config.sets import linear_set, packing_problem
+from prismrec.data.encode.tables import id_tables
 from prismrec.data.schema import DataSchema
-
-LINEAR = "linear"
-"""Name of the set that holds first-order weights: column t is the weight for task t."""
+from prismrec.embeddings.managed.spec import ManagedRows, managed_rows
 
 ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
 """Optimizers that keep one number per row, for all columns of a shard."""
@@ -71,7 +69,8 @@ class TableSpec:
 
     Args:
         name: unique name.
-        rows: number of rows; the last one is the row of unknown ids.
+        rows: number of rows, those of unknown ids among them, which come last, or last in each
+            bucket of a managed table.
         features: features that look ids up here.
         pooling: "sum" or "mean", one for all its features.
         layout: how its sets lie in memory; "auto" leaves it to the planner.
@@ -79,6 +78,10 @@ class TableSpec:
         optimizer: rule and hyper-parameters of its optimizer.
         kernel: which memory holds it; "auto" leaves it to the planner.
         data_type: storage type, None for everyone's.
+        managed: how rows are given to ids as they come; None where an id's row is fixed.
+        unknown_rows: rows for ids that have none of their own. They start at zero, so that one that
+            training never meets adds nothing, and are trained like any other.
+        rows_per_id: rows that an id looks up; their sum is its vector.
     """
 
     name: str
@@ -90,6 +93,19 @@ class TableSpec:
     optimizer: TableOptimizer
     kernel: Kernel = "auto"
     data_type: DataType | None = None
+    managed: ManagedRows | None = None
+    unknown_rows: int = 1
+    rows_per_id: int = 1
+
+    @property
+    def known_rows(self) -> int:
+        """Rows before those of unknown ids."""
+        return self.rows - self.unknown_rows
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether rows are given to ids as they come; such a table is packed and cut by rows."""
+        return self.managed is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +192,7 @@ def embedding_spec(
     section = recipe.embedding
     sets = _sets(recipe) if needs_sets else []
     if needs_linear:
-        sets.append(EmbeddingSet(LINEAR, -(-len(recipe.tasks) // 4) * 4, 0.0))
+        sets.append(EmbeddingSet(LINEAR, linear_set(len(recipe.tasks)).dim, 0.0))
     spec = EmbeddingSpec(
         sets=tuple(sets),
         tables=tuple(_tables(recipe, schema)),
@@ -188,8 +204,9 @@ def embedding_spec(
         communication=section.communication,
         cache_load_factor=section.cache_load_factor,
     )
-    _check_covered(spec)
     for table in spec.tables:
+        _check_pooled(spec, table)
+        _check_managed(spec, table)
         for sets_packed in packed_sets(spec, table):
             _check_packed(spec, table, sets_packed)
     return spec
@@ -226,39 +243,11 @@ def _sets(recipe: Recipe) -> list[EmbeddingSet]:
     ]
 
 
-def _check_covered(spec: EmbeddingSpec) -> None:
-    for index, each in enumerate(spec.sets):
-        for feature in each.features or ():
-            if feature not in spec.fields:
-                raise UserError(
-                    f"embedding.sets[{index}].features: no sparse feature is called "
-                    f"'{feature}'; {nearest(feature, spec.fields)}"
-                )
-        if not spec.fields_of(each):
-            raise UserError(
-                f"embedding.sets[{index}].features: set '{each.name}' covers no feature; name at "
-                "least one or leave `features` out"
-            )
-    for feature in spec.fields:
-        if spec.sets and not any(each.covers(feature) for each in spec.sets):
-            raise UserError(
-                f"embedding.sets: no set covers feature '{feature}'; add it to the `features` of a "
-                "set or remove it from features.sparse"
-            )
-
-
 def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
     section = recipe.embedding
-    by_table: dict[str, list[int]] = {}
-    for index, feature in enumerate(recipe.features.sparse):
-        by_table.setdefault(feature.table_name, []).append(index)
     tables = []
-    for name, indices in by_table.items():
-        features = [recipe.features.sparse[index] for index in indices]
-        counts = {
-            f.name: schema.column(f.source, ("id", "ids"), f"features.sparse[{i}]").num_ids or 1
-            for i, f in zip(indices, features, strict=True)
-        }
+    for name, ids in id_tables(recipe, schema).items():
+        features = [each for each in recipe.features.sparse if each.table_name == name]
         poolings = {
             f.pooling for f in features if schema.columns[f.source].kind == "ids" or f.weights
         }
@@ -268,18 +257,23 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
                 f"({_list(features)}); use one pooling or two tables"
             )
         options = section.tables.get(name)
-        rows = (options.rows if options else None) or max(counts.values())
+        managed = managed_rows(options, ids.rows.unknown)
         tables.append(
             TableSpec(
                 name=name,
-                rows=rows + 1,
+                rows=ids.rows.total,
                 features=tuple(f.name for f in features),
                 pooling=poolings.pop() if poolings else "sum",
-                layout=(options and options.layout) or section.layout,
-                sharding=(options and options.sharding) or section.sharding,
+                layout="packed" if managed else (options and options.layout) or section.layout,
+                sharding="row_wise"
+                if managed
+                else (options and options.sharding) or section.sharding,
                 optimizer=_optimizer(section, options),
                 kernel=(options and options.kernel) or section.kernel,
                 data_type=options.data_type if options else None,
+                unknown_rows=ids.rows.unknown,
+                rows_per_id=ids.rows_per_id,
+                managed=managed,
             )
         )
     return tables
@@ -293,23 +287,37 @@ def _optimizer(section: EmbeddingSection, options: TableOptions | None) -> Table
     return chosen.model_copy(update={"learning_rate": options.learning_rate})
 
 
+def _check_pooled(spec: EmbeddingSpec, table: TableSpec) -> None:
+    """Refuse a mean of rows where an id has several: their sum is its vector."""
+    for each in spec.sets_of(table):
+        if table.rows_per_id > 1 and spec.form(table, each).pooling == "mean":
+            raise UserError(
+                f"embedding.tables.{table.name}.ids: an id's vector is the sum of "
+                f"{table.rows_per_id} rows, which the mean pooling of set '{each.name}' would "
+                "divide; use pooling = 'sum', or ids with one row each"
+            )
+
+
+def _check_managed(spec: EmbeddingSpec, table: TableSpec) -> None:
+    """Refuse a managed table in several parts, which would each give an id a row of its own."""
+    groups = packed_sets(spec, table)
+    if table.is_managed and len(groups) > 1:
+        first, second = groups[0][0].name, groups[1][0].name
+        raise UserError(
+            f"embedding.tables.{table.name}.ids: the sets of a table of managed ids lie in one row, "
+            f"but '{first}' and '{second}' differ in data_type, pooling, learning_rate or optimizer; "
+            "give them the same, or the table another kind of ids"
+        )
+
+
 def _check_packed(spec: EmbeddingSpec, table: TableSpec, sets: tuple[EmbeddingSet, ...]) -> None:
     """Refuse sets in one row that would change each other's steps, or a row that is too wide."""
-    rule = spec.form(table, sets[0]).optimizer.name
-    if table.layout == "auto" or len(sets) == 1:
+    if table.layout == "auto":
         return
-    if rule in COUPLING_OPTIMIZERS and not spec.allow_coupled_sets:
-        raise UserError(
-            f"embedding.tables.{table.name}: {rule} scales a row as a whole, "
-            "which couples its packed sets; use layout = 'separate', optimizer.name = 'adagrad', "
-            "or embedding.allow_coupled_sets = true"
-        )
-    width = sum(each.dim for each in sets)
-    if table.layout == "packed" and width > MAX_WIDTH:
-        raise UserError(
-            f"embedding.tables.{table.name}.layout: packing {len(sets)} sets makes rows of width "
-            f"{width}, over {MAX_WIDTH}; use layout = 'spread' or 'separate', or narrower sets"
-        )
+    rule, widths = spec.form(table, sets[0]).optimizer.name, [each.dim for each in sets]
+    problem = packing_problem(rule, widths, table.layout, spec.allow_coupled_sets)
+    if problem:
+        raise UserError(f"embedding.tables.{table.name}{problem}")
 
 
 def _list(features: Sequence[SparseFeature]) -> str:

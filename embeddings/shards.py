@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+NEVER = -1
+"""Stands for the step of a row that no step has touched."""
+
 
 @dataclass
 class LocalShard:
@@ -25,6 +28,8 @@ class LocalShard:
         states: optimizer state by name; (rows, cols) views for element-wise state, (rows,) for
             row-wise state. Names are the same for fused and plain optimizers.
         is_replica: the same block also lies on a lower rank, which writes it.
+        touched: (rows,) int32 steps done when training touched each row last, `NEVER` where it has not;
+            None where nobody keeps that.
     """
 
     table: str
@@ -36,6 +41,7 @@ class LocalShard:
     weight: Tensor
     states: dict[str, Tensor] = field(default_factory=dict)
     is_replica: bool = False
+    touched: Tensor | None = None
 
     @property
     def key(self) -> str:

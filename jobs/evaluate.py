@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from prismrec.checkpoint import best, latest
+from prismrec.checkpoint.directory import find_checkpoint
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import Task
 from prismrec.data.lookup import filtered_tables
@@ -60,26 +60,13 @@ def opened_model(model: str, uri: str) -> Iterator[OpenedModel]:
     path, info = found.path, found.version
     with tempfile.TemporaryDirectory() as scratch:
         if not found.is_bundle:
-            checkpoint = _checkpoint(path)
+            checkpoint = find_checkpoint(path)
             path = bundle_of_checkpoint(checkpoint, Path(scratch) / "model")
         inference = InferenceModel.load(path)
         name = info.uri if info else str(found.path)
         yield OpenedModel(
             inference, name, info.version if info else None, info.run if info else None
         )
-
-
-def _checkpoint(path: Path) -> Path:
-    """The checkpoint at a path: itself, or the best (else the newest) of a run's directory."""
-    if (path / "manifest.json").exists():
-        return path
-    for directory in (path / "checkpoints", path):
-        chosen = best(directory) or latest(directory)
-        if chosen is not None:
-            return chosen
-    raise UserError(
-        f"{path}: neither an inference copy, a checkpoint, nor the directory of a run with one"
-    )
 
 
 def evaluate_model(

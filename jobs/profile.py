@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked, threads_per_process
+from prismrec.data.encode.vocabulary import with_absolute_paths
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource, open_data
 from prismrec.jobs.launch import run_locally
@@ -132,6 +133,7 @@ def profile_recipe(recipe: Recipe, steps: int, out: Path, *, verbose: bool) -> d
         UserError: the recipe does not fit the data or the device, or has too few rows.
     """
     find_modules_in(str(Path.cwd()))
+    recipe = with_absolute_paths(recipe)
     if "://" not in recipe.data.path:
         data = recipe.data.model_copy(update={"path": str(Path(recipe.data.path).absolute())})
         recipe = recipe.model_copy(update={"data": data})
@@ -208,7 +210,7 @@ def _measure(
     recipe: Recipe, source: DataSource, ranks: Ranks, steps: int, files: RunFiles
 ) -> dict[str, Any]:
     spec = spec_of(recipe, source.schema)
-    splits = Splits(recipe, source, spec, ranks)
+    splits = Splits(recipe, source, ranks)
     total = WARM_UP + steps
     precision = resolve_precision(recipe.train.precision, ranks)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prismrec.train.events import follow
+from prismrec.train.run_files import MATCHED
 
 _SHOWN = ("auc", "gauc", "logloss", "ne", "pcoc")
 
@@ -63,8 +64,14 @@ class _Display:
         values = event.get("values", {})
         if event["event"] == "parameters" and "total_steps" in values:
             self.progress.update(self._bar, description="training", total=values["total_steps"])
+        elif event["event"] == "file":
+            self._file(Path(event["path"]))
         elif event["event"] == "metrics":
             self._metrics(values, event["step"])
+
+    def _file(self, path: Path) -> None:
+        if path.name == MATCHED and path.exists():
+            self.progress.console.print(path.read_text(), markup=False, soft_wrap=True)
 
     def _metrics(self, values: dict[str, float], step: int) -> None:
         if values.get("train/loss") is not None:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from prismrec.checkpoint import CheckpointReader, read_manifest
+from prismrec.checkpoint import CheckpointReader, read_manifest, row_owners
 from prismrec.config import Recipe, dump, from_dict
 from prismrec.config.redact import redacted
+from prismrec.data.encode.vocabulary import copied_files, with_copies
 from prismrec.data.schema import DataSchema
 from prismrec.models import spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
@@ -127,9 +129,15 @@ def _source(recipe: Recipe, checkpoint: Path) -> Iterator[BundleSource]:
     with CheckpointReader(checkpoint) as reader:
         extra = reader.manifest.extra
         schema = DataSchema.model_validate(extra["schema"])
-        spec = spec_of(recipe, schema)
+        reader.verify_copies()
+        spec = spec_of(with_copies(recipe, checkpoint), schema)
         weights = reader.dense("dense") | reader.dense("ema")
         head = build_head(recipe, spec)
         head.load_state_dict({name.removeprefix("model."): w for name, w in weights.items()})
         origin = {"step": extra["state"]["step"], "data_fingerprint": extra["fingerprint"]}
-        yield BundleSource(recipe, schema, spec, reader.table, head, origin)
+        copies = tuple(copied_files(recipe, checkpoint).values())
+
+        def owners(table: str) -> Tensor:
+            return row_owners(reader, table)
+
+        yield BundleSource(recipe, schema, spec, reader.table, head, origin, copies, owners)

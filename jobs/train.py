@@ -18,6 +18,7 @@ from prismrec.config import Recipe, UserError, flatten
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
+from prismrec.data.encode.vocabulary import with_absolute_paths
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizers
 from prismrec.jobs.launch import run_locally, run_on_ray
@@ -25,6 +26,7 @@ from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
 from prismrec.models import spec_of
 from prismrec.tracking.run import MlflowTracker
+from prismrec.train.initial import check_start, with_absolute_sources
 from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.process_group import resolve_device
 from prismrec.train.quiet import library_output
@@ -115,6 +117,8 @@ def run_training(recipe: Recipe, options: Options) -> Result:
     find_modules_in(str(Path.cwd()))
     recipe = _absolute(recipe)
     source = check_before_start(recipe)
+    if not options.resume:
+        check_start(recipe, source)
     files = latest_run(recipe) if options.resume else new_run(recipe)
     if options.resume:
         recipe = _resumable(recipe, files)
@@ -202,8 +206,8 @@ def _left(files: RunFiles, how: str) -> str:
 
 
 def _absolute(recipe: Recipe) -> Recipe:
-    """The recipe with a local data path that means the same in every process."""
-    path = recipe.data.path
+    """The recipe with local paths of what it reads that mean the same in every process."""
+    recipe, path = with_absolute_sources(with_absolute_paths(recipe)), recipe.data.path
     if "://" in path:
         return recipe
     data = recipe.data.model_copy(update={"path": str(Path(path).absolute())})

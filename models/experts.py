@@ -1,4 +1,7 @@
-"""Experts: interactions on one embedding set, and a projection to a width all experts share."""
+"""Experts: interactions on one embedding set, and a projection to a width all experts share.
+
+Notation: B batch, M experts, N fields that a set covers and numeric columns, K width of the set.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +30,43 @@ class ExpertSpec:
     projection: MLPSpec = IDENTITY
 
 
+SetShape = tuple[int, int]
+"""Number N of field vectors of a set, and their width K."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Experts of equal structure on sets of equal width, which run as one stack.
+    """Experts of equal structure on sets of equal shape, which run as one stack.
 
     Args:
         experts: positions of the experts, ascending.
         set_indices: the embedding set of each of them.
-        dim: width of those sets.
+        shape: shape of those sets.
     """
 
     experts: tuple[int, ...]
     set_indices: tuple[int, ...]
-    dim: int
+    shape: SetShape
 
 
-def plan_groups(experts: Sequence[ExpertSpec], set_dims: Sequence[int]) -> list[GroupPlan]:
-    """Put experts that can be stacked together, in the order of each group's first expert."""
+def plan_groups(experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]) -> list[GroupPlan]:
+    """Put experts that can be stacked together, in the order of each group's first expert.
+
+    Sets of equal shape may cover different fields: each expert has weights of its own.
+
+    Args:
+        experts: the experts.
+        shapes: shape of each embedding set.
+    """
     alike: dict[tuple[object, ...], list[int]] = {}
     for position, expert in enumerate(experts):
-        key = (expert.interactions, expert.projection, set_dims[expert.set_index])
+        key = (expert.interactions, expert.projection, shapes[expert.set_index])
         alike.setdefault(key, []).append(position)
     return [
         GroupPlan(
             tuple(positions),
             tuple(experts[position].set_index for position in positions),
-            set_dims[experts[positions[0]].set_index],
+            shapes[experts[positions[0]].set_index],
         )
         for positions in alike.values()
     ]
@@ -63,16 +77,16 @@ class ExpertGroup(nn.Module):
 
     Args:
         spec: the structure they share.
-        num_fields: number N of fields.
-        dim: width K of their sets.
+        shape: N and K of their sets.
         copies: number M of experts, or None for a single one without a leading axis.
 
     Attributes:
         out_dim: width H of an expert's output.
     """
 
-    def __init__(self, spec: ExpertSpec, num_fields: int, dim: int, copies: int | None) -> None:
+    def __init__(self, spec: ExpertSpec, shape: SetShape, copies: int | None) -> None:
         super().__init__()
+        num_fields, dim = shape
         built: list[Interaction] = [
             each.build(num_fields, dim, copies) for each in spec.interactions
         ]

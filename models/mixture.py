@@ -1,8 +1,8 @@
 """The one composition every model of the zoo is a point of.
 
 Embedding sets go to experts, the experts of a branch are merged, a tower turns what they found
-into logits, and the logits of all branches add up. Notation: B batch, N sparse fields, D numeric
-columns, d_m width of set m, M experts, T tasks.
+into logits, and the logits of all branches add up. Notation: B batch, N sparse fields, N_m those of
+them that set m covers, D numeric columns, d_m width of set m, M experts, T tasks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prismrec.models.experts import ExpertGroup, ExpertSpec, GroupPlan, plan_groups
+from prismrec.models.experts import ExpertGroup, ExpertSpec, GroupPlan, SetShape, plan_groups
 from prismrec.models.gates import SoftmaxGate, mix
 from prismrec.models.interactions import flatten
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
@@ -33,21 +33,26 @@ class Fields:
     """The shapes of a model's inputs and output.
 
     Args:
-        num_sparse: number N of sparse fields.
+        num_sparse: number N of all sparse fields, which first-order weights cover.
         num_dense: number D of numeric columns.
         set_dims: width d_m of each embedding set.
         num_tasks: number T of logits.
+        set_fields: number N_m of sparse fields that each set covers, 1 to N.
     """
 
     num_sparse: int
     num_dense: int
     set_dims: tuple[int, ...]
     num_tasks: int
+    set_fields: tuple[int, ...]
 
     @property
-    def num_fields(self) -> int:
-        """Fields of a set: the sparse ones, then one per numeric column."""
-        return self.num_sparse + self.num_dense
+    def set_shapes(self) -> tuple[SetShape, ...]:
+        """Field vectors of each set and their width: N_m sparse ones, then one per numeric column."""
+        return tuple(
+            (count + self.num_dense, dim)
+            for count, dim in zip(self.set_fields, self.set_dims, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +159,10 @@ class Branch(nn.Module):
     def __init__(self, spec: BranchSpec, fields: Fields) -> None:
         super().__init__()
         self.merge = spec.merge
-        self.plans = plan_groups(spec.experts, fields.set_dims)
+        shapes = fields.set_shapes
+        self.plans = plan_groups(spec.experts, shapes)
         groups = [
-            ExpertGroup(
-                spec.experts[plan.experts[0]],
-                fields.num_fields,
-                plan.dim,
-                copies_of(plan.set_indices),
-            )
+            ExpertGroup(spec.experts[plan.experts[0]], plan.shape, copies_of(plan.set_indices))
             for plan in self.plans
         ]
         self.groups = nn.ModuleList(groups)
@@ -169,12 +170,9 @@ class Branch(nn.Module):
         self.stacks = [plan.set_indices for plan in self.plans]
         self.gate = None
         if spec.merge == "gate":
-            self.gate_stacks = _sets_by_width(spec.experts, fields.set_dims)
+            self.gate_stacks = _sets_by_shape(spec.experts, shapes)
             self.gate = SoftmaxGate(
-                [
-                    (copies_of(stack), fields.num_fields * fields.set_dims[stack[0]])
-                    for stack in self.gate_stacks
-                ],
+                [(copies_of(stack), math.prod(shapes[stack[0]])) for stack in self.gate_stacks],
                 len(spec.experts),
                 fields.num_tasks,
             )
@@ -243,8 +241,8 @@ class RankingModel(nn.Module):
         """Logits of one batch.
 
         Args:
-            sets: for each embedding set m the vectors of the sparse fields, (B, N, d_m); may be
-                strided views. A model without branches reads none of them.
+            sets: for each embedding set m the vectors of the sparse fields that it covers,
+                (B, N_m, d_m); may be strided views. A model without branches reads none of them.
             linear: first-order weights of the sparse fields, (B, N, T); None unless `wide`.
             dense: numeric columns, (B, D); D may be 0.
 
@@ -267,7 +265,7 @@ class RankingModel(nn.Module):
         return logits, {}
 
     def _stack(self, indices: tuple[int, ...], sets: list[Tensor], dense: Tensor) -> Tensor:
-        """Field vectors of one set (B, N + D, K), or of M sets as one (M, B, N + D, K)."""
+        """Field vectors of one set (B, N_m + D, K), or of M sets as one (M, B, N_m + D, K)."""
         parts: list[Tensor] = []
         for index in indices:
             parts.append(sets[index])
@@ -297,12 +295,14 @@ def _rows_in_expert_order(plans: Sequence[GroupPlan]) -> list[tuple[int, int]]:
     return [rows[expert] for expert in sorted(rows)]
 
 
-def _sets_by_width(experts: Sequence[ExpertSpec], set_dims: Sequence[int]) -> list[tuple[int, ...]]:
-    """The sets that experts read, each once, those of equal width together."""
-    by_width: dict[int, list[int]] = {}
+def _sets_by_shape(
+    experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]
+) -> list[tuple[int, ...]]:
+    """The sets that experts read, each once, those of equal shape together."""
+    by_shape: dict[SetShape, list[int]] = {}
     for index in sorted({expert.set_index for expert in experts}):
-        by_width.setdefault(set_dims[index], []).append(index)
-    return [tuple(indices) for indices in by_width.values()]
+        by_shape.setdefault(shapes[index], []).append(index)
+    return [tuple(indices) for indices in by_shape.values()]
 
 
 def _tower(spec: BranchSpec, in_features: int, num_tasks: int) -> nn.Module:

@@ -9,7 +9,19 @@ from torch import nn
 
 from prismrec.config import Recipe, UserError
 from prismrec.config.external import import_function
-from prismrec.config.model import DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, Interaction, WideDeep
+from prismrec.config.model import (
+    DCN,
+    DNN,
+    FM,
+    LR,
+    WITH_FIRST_ORDER,
+    WITHOUT_SETS,
+    Custom,
+    DCNv2,
+    DeepFM,
+    Interaction,
+    WideDeep,
+)
 from prismrec.config.section import Section
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
@@ -50,12 +62,12 @@ def build_model(section: Section, fields: Fields) -> nn.Module:
 
 def needs_linear(section: Section) -> bool:
     """Whether the model has first-order weights, the `linear` input of its `forward`."""
-    return _name(section) in ("lr", "fm", "wide_deep", "deepfm")
+    return _name(section) in WITH_FIRST_ORDER
 
 
 def needs_sets(section: Section) -> bool:
     """Whether the model reads embedding sets, the `sets` input of its `forward`."""
-    return _name(section) != "lr"
+    return _name(section) not in WITHOUT_SETS
 
 
 def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
@@ -74,11 +86,13 @@ def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
 
 def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
     """Shapes of the inputs that a recipe's model gets."""
+    sets = [each for each in spec.sets if each.name != LINEAR]
     return Fields(
         num_sparse=len(spec.fields),
         num_dense=len(recipe.features.dense),
-        set_dims=tuple(each.dim for each in spec.sets if each.name != LINEAR),
+        set_dims=tuple(each.dim for each in sets),
         num_tasks=len(recipe.tasks),
+        set_fields=tuple(len(spec.fields_of(each)) for each in sets),
     )
 
 
@@ -96,6 +110,13 @@ def _fm(section: FM, fields: Fields) -> Composition:
 
     Without that non-linearity the sum over sets would be one wider FM.
     """
+    for index, (count, _) in enumerate(fields.set_shapes):
+        if count < 2:
+            raise UserError(
+                f"model.name: 'fm' multiplies pairs of fields, and embedding set {index} has a "
+                "single one, so that its vectors would never move; let the set cover more "
+                "features, or use 'wide_deep' or 'deepfm'"
+            )
     projection = MLPSpec((section.projection,), norm="layer")
     return Composition((_fm_branch(section.merge, projection, fields),), wide=True)
 

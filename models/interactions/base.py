@@ -1,6 +1,7 @@
 """What every interaction of field vectors offers.
 
-Notation: B batch, N fields, K width of a field's vector, M stacked copies.
+Notation: B batch, N field vectors of one set (the fields it covers and the numeric columns), K their
+width, M stacked copies.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Interaction(nn.Module):
 class InteractionSpec(Protocol):
     """What an interaction is, apart from the shape of its input: a frozen dataclass.
 
-    Experts whose specs are equal, on sets of equal width, run stacked.
+    Experts whose specs are equal, on sets of equal N and K, run stacked.
     """
 
     def build(self, num_fields: int, dim: int, copies: int | None) -> Interaction:

@@ -1,171 +1,157 @@
-"""Sharded tables against a plain reference: every kind, layout and optimizer."""
+"""What layouts, rates and initial weights come to: packed as separate, coupling, schedules."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from prismrec.config import UserError
+from prismrec.config.embedding import TableOptimizer
+from prismrec.config.train import Schedule
+from prismrec.embeddings.access import initialize
+from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.plan import Placement
+from prismrec.embeddings.plan.rules import ways
+from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
+from prismrec.embeddings.shards import LocalShard
 from tests.helpers.ranks import run_ranks
+from tests.helpers.sharded import Case, Trained, draw, loss_of, train_cases
 from tests.helpers.tables import PlainTables, make_spec, whole_tables
 
-BATCH = 8
-STEPS = 3
+KINDS = ("table_wise", "row_wise", "column_wise")
 
 
-def _bags(step: int) -> dict[str, list[list[int]]]:
-    """Bags of a global batch: repeated ids, empty bags, one bag of several."""
-    generator = torch.Generator().manual_seed(step)
+def _alike(layout: str, rules: tuple[str, ...], strong: float = 0.1) -> EmbeddingSpec:
+    """Tables of every kind and rule with two sets, whose names do not tell the layout.
 
-    def ids(rows: int, low: int, high: int) -> list[list[int]]:
-        lengths = torch.randint(low, high, (BATCH,), generator=generator).tolist()
-        return [torch.randint(0, rows, (n,), generator=generator).tolist() for n in lengths]
-
-    return {
-        "user": ids(11, 1, 2),
-        "item": ids(7, 1, 2),
-        "history": ids(7, 0, 4),
-        "tag": ids(5, 1, 2),
-    }
-
-
-def _loss(sets: list[torch.Tensor], start: int) -> torch.Tensor:
-    """A sum over rows, so that ranks' gradients add up to the reference's."""
-    total = sets[0].new_zeros(())
-    for m, x in enumerate(sets):
-        factor = torch.arange(1, x[0].numel() + 1, dtype=x.dtype).view(x[0].shape) / 10
-        rows = torch.arange(start + 1, start + 1 + x.shape[0], dtype=x.dtype)
-        total = total + (((x * factor).sum((1, 2)) - (m + 1) * rows / BATCH) ** 2).sum()
-    return total
-
-
-def _train(layout: str, kind: str, optimizer: str) -> dict:
-    """Three steps on this rank's rows; its shards of the weights afterwards, and its outputs."""
-    import torch.distributed as dist
-    from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-    from prismrec.embeddings import access
-    from prismrec.embeddings import optimizers as table_optimizers
-    from prismrec.embeddings.collection import SetViews, build_collection, physical_tables
-    from prismrec.embeddings.plan import Placement, Sharder, data_parallel_tables, plan_tables
-
-    rank, world = dist.get_rank(), dist.get_world_size()
-    spec = make_spec(layout, kind, optimizer)
-
-    class Holder(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tables = build_collection(spec, torch.device("meta"))
-
-        def forward(self, kjt):
-            return self.tables(kjt)
-
-    holder = Holder()
-    plan = plan_tables(holder, spec, Placement(world, world, "cpu", 2**30, 4), dist.group.WORLD)
-    replicated = data_parallel_tables(plan)
-    key = lambda name: name.rpartition("embedding_bags.")[2].removesuffix(".weight")  # noqa: E731
-    bags = {key(n): p for n, p in holder.tables.named_parameters()}
-    tables = physical_tables(spec)
-    table_optimizers.fuse_optimizers([t for t in tables if t.name not in replicated], bags)
-    dmp = DistributedModelParallel(
-        holder, device=torch.device("cpu"), plan=plan, sharders=[Sharder()]
-    )
-    by_name = {t.name: t for t in tables}
-    whole = [(by_name[key(n)], p) for n, p in dmp.named_parameters() if key(n) in replicated]
-    plain = next(iter(table_optimizers.plain_optimizers(whole)), None)
-    states = plain.state if plain else {}
-    access.initialize(access.local_shards(dmp, spec, rank, states), spec)
-    views, outputs = SetViews(spec), []
-    share = BATCH // world
-    for step in range(STEPS):
-        rows = {f: b[rank * share : (rank + 1) * share] for f, b in _bags(step).items()}
-        lengths = [len(bag) for f in spec.fields for bag in rows[f]]
-        values = [i for f in spec.fields for bag in rows[f] for i in bag]
-        kjt = KeyedJaggedTensor.from_lengths_sync(
-            list(spec.fields), torch.tensor(values), torch.tensor(lengths, dtype=torch.int32)
+    Args:
+        layout: of all tables.
+        rules: optimizers.
+        strong: deviation of the initial weights of the first set, and so the size of its term in the
+            loss.
+    """
+    tables = tuple(
+        TableSpec(
+            f"{kind}-{rule}",
+            9,
+            (f"{kind}-{rule}-a", f"{kind}-{rule}-b"),
+            "sum",
+            layout,
+            kind,
+            TableOptimizer(name=rule, learning_rate=0.1),
         )
-        sets = views(dmp(kjt))
-        outputs.append([x.detach().clone() for x in sets])
-        if plain:
-            plain.zero_grad()
-        (_loss(sets, rank * share) * world).backward()  # gradients are averaged over ranks
-        if plain:
-            plain.step()
-    shards = access.local_shards(dmp, spec, rank, states)
-    return {
-        "outputs": outputs,
-        "shards": [(s.key, s.row, s.col, s.weight.clone(), dict(s.states)) for s in shards],
-        "kinds": sorted({s.sharding_type for m in plan.plan.values() for s in m.values()}),
-    }
-
-
-def _train_all(cases: list[tuple[str, str, str]]) -> list[dict]:
-    return [_train(*case) for case in cases]
-
-
-KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
-CASES = [
-    (layout, kind, optimizer)
-    for layout, kind, optimizer in itertools.product(
-        ("packed", "separate"), KINDS, ("sgd", "adagrad")
+        for kind, rule in itertools.product(KINDS, rules)
     )
-] + [
-    ("separate", "table_wise", "rowwise_adagrad"),
-    ("separate", "row_wise", "rowwise_adagrad"),
-    ("separate", "table_wise", "mixed"),
-]
+    fields = tuple(feature for table in tables for feature in table.features)
+    sets = (EmbeddingSet("first", 8, strong), EmbeddingSet("second", 4, 0.1))
+    return EmbeddingSpec(sets, tables, fields, data_type="fp32", seed=3)
+
+
+def _two_rates() -> EmbeddingSpec:
+    """Tables whose rates differ by table and by set: fused, and whole on every rank."""
+    tables = tuple(
+        TableSpec(f"{kind}-{rule}", 9, (f"{kind}-{rule}",), "sum", "packed", kind, optimizer)
+        for kind, rule, rate in (
+            ("table_wise", "sgd", 0.1),
+            ("row_wise", "sgd", 0.3),
+            ("row_wise", "adagrad", 0.05),
+            ("data_parallel", "adagrad", 0.2),
+            ("data_parallel", "sgd", 0.15),
+        )
+        for optimizer in (TableOptimizer(name=rule, learning_rate=rate),)
+    )
+    fields = tuple(feature for table in tables for feature in table.features)
+    sets = (EmbeddingSet("usual", 8, 0.1), EmbeddingSet("slow", 4, 0.1, learning_rate=0.01))
+    return EmbeddingSpec(sets, tables, fields, data_type="fp32", seed=3)
+
+
+ELEMENT_WISE = ("sgd", "adagrad")
+SCHEDULE = Schedule(warmup_steps=2, decay="linear", decay_steps=4, min_factor=0.2)
+FACTORS = (0.5, 1.0, 1.0, 0.8, 0.6)
+"""Of the five steps, by hand."""
+CASES = {
+    "packed": Case(_alike("packed", ELEMENT_WISE)),
+    "separate": Case(_alike("separate", ELEMENT_WISE)),
+    "coupled": Case(_alike("packed", ("rowwise_adagrad",)), steps=2),
+    "coupled to a strong one": Case(_alike("packed", ("rowwise_adagrad",), 3.0), steps=2),
+    "alone": Case(_alike("separate", ("rowwise_adagrad",)), steps=2),
+    "beside a strong one": Case(_alike("separate", ("rowwise_adagrad",), 3.0), steps=2),
+    "rates": Case(_two_rates(), schedule=SCHEDULE, clip_norm=1e-6),
+}
 
 
 @pytest.fixture(scope="module")
-def two_ranks():
-    return run_ranks(_train_all, 2, CASES, timeout_s=240)
+def two_ranks() -> dict[str, list[Trained]]:
+    """By case, what both ranks came to."""
+    ranks = run_ranks(train_cases, 2, list(CASES.values()), timeout_s=240)
+    return {name: [rank[index] for rank in ranks] for index, name in enumerate(CASES)}
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_sharded_equals_plain(two_ranks, case):
-    layout, kind, optimizer = case
-    reference = PlainTables(make_spec(layout, kind, optimizer))
-    ranks = [results[CASES.index(case)] for results in two_ranks]
-    assert ranks[0]["kinds"] == [kind]
-    for step in range(STEPS):
-        sets = reference.lookup(_bags(step))
+def _weights(ranks: list[Trained], set_name: str) -> dict[tuple[int, str, int, int], torch.Tensor]:
+    """A set's columns on each rank, of tables that lie on the same ranks in every layout."""
+    return {
+        (rank, shard.table, shard.row, shard.col + col): shard.weight[:, col]
+        for rank, trained in enumerate(ranks)
+        for shard in trained.shards
+        if shard.set_name == set_name and shard.table.startswith("row_wise")
+        for col in range(shard.weight.shape[1])
+    }
+
+
+def test_packed_and_separate_agree_to_the_bit(two_ranks: dict[str, list[Trained]]) -> None:
+    packed, separate = two_ranks["packed"], two_ranks["separate"]
+    for mine, other in zip(packed, separate, strict=True):
+        for step, sets in enumerate(mine.outputs):
+            for ours, theirs in zip(sets, other.outputs[step], strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+        # one step sees no sum over sets: there nothing may differ at all
+        for ours, theirs in zip(mine.outputs[1], other.outputs[1], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_row_wise_adagrad_couples_packed_sets_and_no_others(
+    two_ranks: dict[str, list[Trained]],
+) -> None:
+    coupled, alone = (
+        [_weights(two_ranks[case], "second") for case in cases]
+        for cases in (
+            ("coupled", "coupled to a strong one"),
+            ("alone", "beside a strong one"),
+        )
+    )
+    assert alone[0]
+    for key, weights in alone[0].items():
+        assert torch.equal(weights, alone[1][key])
+    initial = whole_tables(CASES["coupled"].spec)
+    for (_, table, row, col), weights in coupled[0].items():
+        stronger = coupled[1][_, table, row, col]
+        start = initial[f"{table}/second"][row : row + len(weights), col]
+        moved, moved_less = (weights - start).abs().sum(), (stronger - start).abs().sum()
+        assert moved_less < 0.7 * moved, "the strong set's squares slow this one's steps"
+
+
+def test_every_rate_follows_the_schedule(two_ranks: dict[str, list[Trained]]) -> None:
+    spec, ranks = CASES["rates"].spec, two_ranks["rates"]
+    plain, steady = PlainTables(spec), PlainTables(spec)
+    for step, factor in enumerate(FACTORS):
+        sets = plain.lookup(*draw(spec, step))
         for m, expected in enumerate(sets):
-            got = torch.cat([rank["outputs"][step][m] for rank in ranks])
-            torch.testing.assert_close(got.double(), expected.detach(), atol=2e-6, rtol=2e-6)
-        reference.step(_loss(sets, 0))
-    covered = {key: torch.zeros_like(w) for key, w in reference.weights.items()}
-    for rank in ranks:
-        for key, row, col, weight, states in rank["shards"]:
-            block = (slice(row, row + weight.shape[0]), slice(col, col + weight.shape[1]))
-            expected = reference.weights[key].detach()[block]
-            torch.testing.assert_close(weight.double(), expected, atol=3e-6, rtol=3e-6)
-            covered[key][block] += 1
-            if optimizer == "adagrad":
-                torch.testing.assert_close(
-                    states["accumulator"].double(), reference.sums[key][block], atol=1e-5, rtol=1e-5
-                )
-    copies = 2 if kind == "data_parallel" else 1
-    assert all((c == copies).all() for c in covered.values())
+            got = torch.cat([rank.outputs[step][m] for rank in ranks])
+            torch.testing.assert_close(got.double(), expected.detach(), atol=5e-6, rtol=5e-6)
+        plain.step(loss_of(sets, 0), factor)
+        steady.step(loss_of(steady.lookup(*draw(spec, step)), 0))
+    for shard in (shard for rank in ranks for shard in rank.shards):
+        rows, cols = shard.weight.shape
+        block = (slice(shard.row, shard.row + rows), slice(shard.col, shard.col + cols))
+        expected = plain.weights[shard.key].detach()[block]
+        torch.testing.assert_close(shard.weight.double(), expected, atol=5e-6, rtol=5e-6)
+        assert (shard.weight - steady.weights[shard.key].detach()[block]).abs().max() > 1e-4
 
 
-def test_packed_and_separate_agree_to_the_bit(two_ranks):
-    for optimizer, kind in itertools.product(("sgd", "adagrad"), ("table_wise", "row_wise")):
-        packed = two_ranks[0][CASES.index(("packed", kind, optimizer))]
-        separate = two_ranks[0][CASES.index(("separate", kind, optimizer))]
-        for step in range(STEPS):
-            for ours, theirs in zip(
-                packed["outputs"][step], separate["outputs"][step], strict=True
-            ):
-                assert torch.equal(ours, theirs)
-
-
-def test_initial_weights_do_not_depend_on_the_block():
-    from prismrec.embeddings.access import initialize
-    from prismrec.embeddings.shards import LocalShard
-
+def test_initial_weights_do_not_depend_on_the_block() -> None:
     spec = make_spec()
     whole = whole_tables(spec)["user/wide"]
     part = LocalShard("user", "wide", 11, 8, 3, 4, torch.empty(8, 4))
@@ -175,14 +161,14 @@ def test_initial_weights_do_not_depend_on_the_block():
     assert 0.05 < whole[:-1].std() < 0.2
 
 
-@pytest.mark.parametrize(
-    ("kind", "optimizer"),
-    [("column_wise", "rowwise_adagrad"), ("data_parallel", "rowwise_adagrad")],
-)
-def test_placements_that_would_change_the_numbers_are_refused(kind, optimizer):
-    from prismrec.embeddings.collection import physical_tables
-    from prismrec.embeddings.plan import Placement, _constraint
-
-    spec = make_spec("separate", kind, optimizer)
-    with pytest.raises(UserError, match=f"sharding = '{kind}' is not possible"):
-        _constraint(physical_tables(spec)[0], spec, Placement(2, 2, "cpu", 2**30, 4))
+@pytest.mark.parametrize("kind", ["column_wise", "table_column_wise", "grid", "data_parallel"])
+def test_placements_that_would_change_the_numbers_are_refused(kind: str) -> None:
+    spec, placement = (
+        make_spec("separate", kind, "rowwise_adagrad"),
+        Placement(4, 2, "cpu", 2**30, 4),
+    )
+    with pytest.raises(UserError, match=f"'{kind}'"):
+        ways(physical_tables(spec)[0], spec, placement, in_host_memory=False)
+    if kind != "data_parallel":
+        allowed = replace(spec, allow_coupled_sets=True)
+        assert ways(physical_tables(allowed)[0], allowed, placement, in_host_memory=False)

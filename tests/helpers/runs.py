@@ -155,14 +155,15 @@ def alone(starts: Sequence[Start]) -> list[Trained]:
 def rows_seen(checkpoint: Path, recipe: Recipe) -> dict[int, list[int]]:
     """Keys of the rows that the ledger of a checkpoint names, by epoch."""
     from prismrec.checkpoint.manifest import read_manifest
+    from prismrec.data.encode.tables import encoders_of
     from prismrec.data.ledger import Ledger
     from prismrec.data.lookup import raw_rows
     from prismrec.data.reader import Reader
     from prismrec.data.source import open_data
 
     source = open_data(recipe.data.path)
-    table_rows = {each.name: 1 for each in recipe.features.sparse}
-    reader = Reader(source, recipe, "train", table_rows, training=True)
+    encoders = encoders_of(recipe, source.schema)
+    reader = Reader(source, recipe, "train", encoders, training=True)
     ledger = Ledger.from_json(read_manifest(checkpoint).extra["ledger"])
     keys: dict[int, list[int]] = {}
     for epoch in ledger.epochs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,51 +58,90 @@ def whole_tables(spec: EmbeddingSpec) -> dict[str, Tensor]:
     return {shard.key: shard.weight for shard in shards}
 
 
+Bags = dict[str, list[list[int]]]
+"""Row ids of every example, by feature."""
+
+Weights = dict[str, list[list[float]]]
+"""Their weights, in the same form."""
+
+Piece = tuple[str, int, int]
+"""`table/set`, first and past-the-last column: numbers of one row that lie in one shard."""
+
+
 class PlainTables:
-    """Independent reference: index, sum, autograd, and the optimizer's formula written out."""
+    """Independent reference: index, sum, autograd, and the optimizer's formula written out.
 
-    def __init__(self, spec: EmbeddingSpec) -> None:
+    Args:
+        spec: the sets and tables.
+        together: pieces that share a row-wise accumulator; every set has its own if not given.
+    """
+
+    def __init__(self, spec: EmbeddingSpec, together: Sequence[Sequence[Piece]] = ()) -> None:
         self.spec = spec
-        self.weights = {k: w.double().requires_grad_() for k, w in whole_tables(spec).items()}
-        self.sums = {
-            k: torch.zeros(w.shape[0])
-            if "rowwise" in self._optimizer(k).name
-            else torch.zeros_like(w)
-            for k, w in self.weights.items()
+        self.forms = {
+            f"{table.name}/{each.name}": spec.form(table, each)
+            for table in spec.tables
+            for each in spec.sets_of(table)
         }
+        whole = whole_tables(spec)
+        self.weights = {k: self._stored(k, w.double()).requires_grad_() for k, w in whole.items()}
+        self.sums = {key: torch.zeros_like(weight) for key, weight in self.weights.items()}
+        self._together = together or [[(k, 0, w.shape[1])] for k, w in self.weights.items()]
 
-    def lookup(self, bags: dict[str, list[list[int]]]) -> list[Tensor]:
-        """One (B, N, d_m) tensor per set."""
+    def lookup(self, bags: Bags, weights: Weights | None = None) -> list[Tensor]:
+        """One (B, N_m, d_m) tensor per set."""
         out = []
         for each in self.spec.sets:
-            fields = []
-            for name in self.spec.fields:
-                weight = self.weights[f"{self.spec.table_of(name).name}/{each.name}"]
-                rows = [
-                    weight[ids].sum(0) if ids else torch.zeros(each.dim, dtype=torch.double)
-                    for ids in bags[name]
-                ]
-                fields.append(torch.stack(rows))
+            fields = [
+                self._pooled(field, each, bags[field], weights[field] if weights else None)
+                for field in self.spec.fields_of(each)
+            ]
             out.append(torch.stack(fields, 1))
         return out
 
-    def step(self, loss: Tensor) -> None:
-        """Differentiate and update every table."""
+    def step(self, loss: Tensor, factor: float = 1.0) -> None:
+        """Differentiate and update every table, at `factor` times its learning rate."""
         loss.backward()
+        self.update(factor)
+
+    def update(self, factor: float = 1.0) -> None:
+        """Update every table by the gradients that its weights have."""
         with torch.no_grad():
+            for pieces in self._together:
+                self._accumulate(pieces)
             for key, weight in self.weights.items():
-                rule = self._optimizer(key)
-                rate, eps = rule.learning_rate, rule.eps
-                grad = weight.grad
-                if rule.name == "sgd":
-                    weight -= rate * grad
-                elif rule.name == "adagrad":
-                    self.sums[key] += grad**2
-                    weight -= rate * grad / (self.sums[key].sqrt() + eps)
-                else:
-                    self.sums[key] += (grad**2).mean(1)
-                    weight -= rate * grad / (self.sums[key].sqrt()[:, None] + eps)
+                rule, grad = self.forms[key].optimizer, weight.grad
+                step = grad if rule.name == "sgd" else grad / (self.sums[key].sqrt() + rule.eps)
+                weight -= rule.learning_rate * factor * step
+                weight.copy_(self._stored(key, weight))
                 weight.grad = None
 
-    def _optimizer(self, key: str) -> TableOptimizer:
-        return next(t.optimizer for t in self.spec.tables if t.name == key.split("/")[0])
+    def _pooled(
+        self,
+        field: str,
+        embedding_set: EmbeddingSet,
+        bags: list[list[int]],
+        weights: list[list[float]] | None,
+    ) -> Tensor:
+        key = f"{self.spec.table_of(field).name}/{embedding_set.name}"
+        form, rows = self.forms[key], []
+        for index, ids in enumerate(bags):
+            factors = torch.tensor(weights[index] if weights else [1.0] * len(ids)).double()
+            rows.append((self.weights[key][ids] * factors[:, None]).sum(0))
+        summed = torch.stack(rows)
+        clip = form.optimizer.clip
+        if clip is not None and summed.requires_grad:
+            summed.register_hook(lambda grad: grad.clamp(-clip, clip))
+        if form.pooling == "mean":
+            summed = summed / torch.tensor([[max(1, len(ids))] for ids in bags])
+        return summed
+
+    def _accumulate(self, pieces: Sequence[Piece]) -> None:
+        rule = self.forms[pieces[0][0]].optimizer.name
+        squares = [self.weights[key].grad[:, low:high] ** 2 for key, low, high in pieces]
+        mean = torch.cat(squares, 1).mean(1, keepdim=True)
+        for (key, low, high), square in zip(pieces, squares, strict=True):
+            self.sums[key][:, low:high] += mean if rule == "rowwise_adagrad" else square
+
+    def _stored(self, key: str, weight: Tensor) -> Tensor:
+        return weight.half().double() if self.forms[key].data_type == "fp16" else weight

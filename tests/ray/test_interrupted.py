@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from prismrec.checkpoint import latest
 from prismrec.config import Recipe, load
+from prismrec.data.encode.tables import encoders_of
 from prismrec.data.ledger import Ledger
 from prismrec.data.reader import Reader
 from prismrec.data.source import open_data
@@ -62,8 +63,9 @@ def every_row_once(at: Home) -> None:
 
 
 def training_reader(recipe: Recipe) -> Reader:
-    rows = {feature.name: 1 << 40 for feature in recipe.features.sparse}
-    return Reader(open_data(recipe.data.path), recipe, "train", rows, training=True)
+    source = open_data(recipe.data.path)
+    encoders = encoders_of(recipe, source.schema)
+    return Reader(source, recipe, "train", encoders, training=True)
 
 
 def status(at: Home) -> tuple[str, int]:

@@ -70,7 +70,7 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     held = dict(parts.model.tables.named_parameters())
     assert len(held) == len(physical_tables(spec))
     assert all(parameter.is_meta for parameter in held.values())
-    sets = [torch.randn(2, len(spec.fields), each.dim) for each in spec.sets]
+    sets = [torch.randn(2, len(spec.fields_of(each)), each.dim) for each in spec.sets]
     linear = sets.pop()[:, :, : len(recipe.tasks)] if spec.sets[-1].name == "linear" else None
     dense = torch.randn(2, len(recipe.features.dense))
     logits, _ = parts.leaf.ranker.model(sets, linear, dense)

@@ -16,6 +16,7 @@ from prismrec.config.errors import UserError
 
 INGEST_EXAMPLE = "Example: prismrec bench ingest --rows 3200000"
 TRAIN_EXAMPLE = "Example: prismrec bench train --rows 100000 --rows 400000 --pairs 5"
+EMBEDDINGS_EXAMPLE = "Example: prismrec bench embeddings --sets 4 --width 16 --ranks 1 --ranks 2"
 PROFILE_EXAMPLE = "Example: prismrec profile jobs/recipes/demo.toml train.precision=bf16 --steps 20"
 
 app = typer.Typer(
@@ -74,6 +75,34 @@ def train(
     _run("train_step", [*arguments, *(["--json"] if as_json else [])])
 
 
+@app.command("embeddings", epilog=EMBEDDINGS_EXAMPLE)
+def embeddings(
+    sets: Annotated[
+        list[int] | None,
+        typer.Option("--sets", min=1, help="Number of sets; may be given several times."),
+    ] = None,
+    widths: Annotated[
+        list[int] | None, typer.Option("--width", min=4, help="Width of a set; several times.")
+    ] = None,
+    ranks: Annotated[
+        list[int] | None, typer.Option("--ranks", min=1, max=2, help="1, 2 or both.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write NAME.json, NAME.md and NAME.svg.", metavar="NAME"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Milliseconds of a step of the tables, beside FBGEMM's kernel, TorchRec and PyTorch."""
+    arguments = ["--device", device]
+    for flag, numbers in (("--counts", sets), ("--widths", widths), ("--ranks", ranks)):
+        arguments += [flag, *map(str, numbers)] if numbers else []
+    if out is not None:
+        arguments += ["--out", str(out.absolute())]
+    _run("embeddings", [*arguments, *(["--json"] if as_json else [])])
+
+
 def profile(
     context: typer.Context,
     recipe: RecipePath,
@@ -122,7 +151,7 @@ def _run(name: str, arguments: list[str]) -> None:
         typer.Exit: the benchmark failed; it has said why.
     """
     root = Path(prismrec.__file__).resolve().parents[2]
-    if not (root / "benchmarks" / f"{name}.py").exists():
+    if not any((root / "benchmarks" / each).exists() for each in (f"{name}.py", name)):
         raise UserError(
             "prismrec bench: the benchmarks are not part of the installed package; clone the "
             "repository, run `make setup` there and use its .venv/bin/prismrec"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from prismrec.cli import output
-from prismrec.cli.options import AsJson
+from prismrec.cli.options import AsJson, Overrides, RecipePath
 
 app = typer.Typer(
     help="Make, prepare and look at data sets.",
@@ -94,6 +95,97 @@ def inspect(
         for name, column in facts["columns"].items()
     ]
     output.print_table(("column", "kind", "type", "nulls", "holds"), rows)
+
+
+@app.command(
+    epilog=(
+        "Example: prismrec data vocabulary out/kuairand --column video_id --min-count 5 "
+        "--out out/video_id.parquet"
+    )
+)
+def vocabulary(  # noqa: PLR0913 - the options of a command are its arguments
+    directory: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="A data set, or its URL.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of ids; several are counted together, for a table they share."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Condition that rows must meet, as in data.splits, such as 'day <= 4'."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file to write.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="In the place of all these: take data, training rows, columns and files from a "
+            "recipe's tables with ids.kind = 'vocabulary'."
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="With --recipe: write that of this table only.")
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="Leave out ids seen less often.", min=1)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """List the ids in the training rows with their counts, for tables with a vocabulary."""
+    from prismrec.config import UserError, load
+    from prismrec.data.source import open_data
+    from prismrec.data.vocabulary import VocabularyFile, files_of, write_vocabularies
+
+    given = [directory, column, where, out]
+    if recipe is not None:
+        if any(given):
+            raise UserError("--recipe says what to read and write; leave out DIR and other options")
+        loaded = load(recipe)
+        path, conditions = loaded.data.path, loaded.data.splits.train
+        files = files_of(loaded, table)
+    elif directory and column and out and table is None:
+        path, conditions = directory, tuple(where or ())
+        files = [VocabularyFile(tuple(column), out)]
+    else:
+        raise UserError("name either DIR, --column and --out, or --recipe")
+    with output.progress("Counting", "row groups") as advance:
+        written = write_vocabularies(
+            open_data(path), files, conditions, min_count, overwrite=overwrite, progress=advance
+        )
+    for each in written:
+        share = each.values / max(each.all_values, 1)
+        output.note(
+            f"{each.ids:,} of {each.all_ids:,} ids, which are {share:.2%} of all values, are in "
+            f"{each.out}"
+        )
+
+
+@app.command(epilog="Example: prismrec data collisions jobs/recipes/demo.toml")
+def collisions(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show how many ids of the training rows share their rows, or have none, by table."""
+    from prismrec.config import load
+    from prismrec.data.collisions import table_ids
+    from prismrec.data.source import open_data
+
+    loaded = load(recipe, overrides or ())
+    with output.progress("Counting", "row groups") as advance:
+        tables = table_ids(loaded, open_data(loaded.data.path), advance)
+    if as_json:
+        output.print_json([asdict(each) for each in tables])
+        return
+    columns = ("table", "kind", "rows", "used", "ids", "shared", "expected", "unknown values")
+    rows = [
+        (
+            each.table,
+            each.kind,
+            each.rows,
+            f"{each.used_rows / each.rows:.2%}",
+            each.ids,
+            f"{each.sharing / max(each.ids, 1):.2%}",
+            f"{each.expected_sharing / max(each.ids, 1):.2%}",
+            f"{each.unknown_values / max(each.values, 1):.2%}",
+        )
+        for each in tables
+    ]
+    output.print_table(columns, rows)
 
 
 def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:

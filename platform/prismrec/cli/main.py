@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import prismrec
-from prismrec.cli import bench, config, data, doctor, models, output, run
+from prismrec.cli import bench, config, data, doctor, models, output, plan, run, tables
 from prismrec.config.errors import UserError
 from prismrec.config.external import find_modules_in
 
@@ -42,11 +42,13 @@ app = typer.Typer(
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command("config", epilog=config.EXAMPLE)(config.config)
+app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("train", epilog=run.TRAIN_EXAMPLE)(run.train)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.add_typer(models.app, name="models")
+app.add_typer(tables.app, name="tables")
 app.command("profile", epilog=bench.PROFILE_EXAMPLE)(bench.profile)
 app.add_typer(bench.app, name="bench")
 

@@ -3,6 +3,8 @@
     bundle.json          what it is: recipe, columns, tables, tasks, SHA-256 of every other file
     head.safetensors     weights of the dense part
     tables/0000.safetensors ...   one file per table, one tensor of stored rows per set
+    ids/0000.safetensors ...      ids that have the rows of a table of managed ids
+    vocabulary-0000.parquet ...   ids of the tables that have a vocabulary
 
 The dense part is stored as named weights and rebuilt from the recipe's model section, because
 `torch.export.load` unpickles parts of a .pt2 archive without restriction (torch 2.13,
@@ -16,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from prismrec.serving.tables import TableType, encode_table
 FORMAT = 1
 MANIFEST = "bundle.json"
 _HEAD = "head.safetensors"
+_OWNERS = "ids"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class BundleSource:
             type; called once for each, table by table.
         head: the dense part with the weights to serve.
         origin: where it comes from, such as run, step and data fingerprint; kept as it stands.
+        copies: the recipe's vocabularies, in the places of `copied_files`.
+        owners: gives, for the name of a table of managed ids, the (rows,) id that has each row,
+            `NULL_ID` where none has; needed where there is such a table.
     """
 
     recipe: Recipe
@@ -59,6 +65,8 @@ class BundleSource:
     tables: Callable[[str, str], Tensor]
     head: nn.Module
     origin: dict[str, Any] = field(default_factory=dict)
+    copies: tuple[Path, ...] = ()
+    owners: Callable[[str], Tensor] | None = None
 
 
 class Manifest(BaseModel):
@@ -123,6 +131,8 @@ def write_bundle(out: Path, source: BundleSource, table_type: TableType) -> Path
     try:
         _write_tables(draft, source, table_type)
         save_file(_plain(source.head), draft / _HEAD)
+        for file in source.copies:
+            shutil.copyfile(file, draft / file.name)
         manifest = _manifest(draft, source, table_type)
         (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         draft.chmod(0o755)  # mkdtemp makes it private to its owner
@@ -147,10 +157,18 @@ def _write_tables(draft: Path, source: BundleSource, table_type: TableType) -> N
                 )
             blobs[each.name] = encode_table(weight, table_type, name)
         save_file(blobs, draft / _table_file(index))
+        if table.is_managed:
+            assert source.owners is not None
+            (draft / "ids").mkdir(exist_ok=True)
+            save_file({_OWNERS: source.owners(table.name)}, draft / _owners_file(index))
 
 
 def _table_file(index: int) -> str:
     return f"tables/{index:04d}.safetensors"
+
+
+def _owners_file(index: int) -> str:
+    return f"ids/{index:04d}.safetensors"
 
 
 def _plain(head: nn.Module) -> dict[str, Tensor]:
@@ -248,6 +266,13 @@ def table_reader(path: Path, spec: EmbeddingSpec) -> Callable[[TableSpec, Embedd
             ) from None
 
     return read
+
+
+def read_owners(path: Path, spec: EmbeddingSpec) -> Iterator[tuple[TableSpec, Tensor]]:
+    """The tables of managed ids, each with the (rows,) ids that have its rows."""
+    for index, table in enumerate(spec.tables):
+        if table.is_managed:
+            yield table, load_file(path / _owners_file(index))[_OWNERS]
 
 
 def load_head(path: Path, head: nn.Module) -> None:

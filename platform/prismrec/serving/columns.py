@@ -118,9 +118,7 @@ def _scalars(array: pa.Array, name: str, kind: Kind) -> pa.Array:
         return _ids_of_floats(array, name, kind)
     if not pa.types.is_integer(type_):
         raise _wrong(name, kind, str(type_))
-    if pa.types.is_uint64(type_):
-        array = pc.min_element_wise(array, pa.scalar(2**63 - 1, pa.uint64()), skip_nulls=False)
-    return array.cast(pa.int64())
+    return array.cast(pa.int64(), safe=False)  # as the reader does: 2^63 and more become negative
 
 
 def _ids_of_floats(array: pa.Array, name: str, kind: Kind) -> pa.Array:
@@ -131,7 +129,7 @@ def _ids_of_floats(array: pa.Array, name: str, kind: Kind) -> pa.Array:
     if not (np.isfinite(known) & (known == np.floor(known))).all():
         raise _wrong(name, kind, f"{array.type} with fractions")
     if (np.abs(known) >= _EXACT).any():
-        raise _wrong(name, kind, f"ids of 2^53 and more as {array.type}; send -1 for a missing id")
+        raise _wrong(name, kind, f"ids of 2^53 and more as {array.type}; send integers")
     return pa.array(np.where(is_missing, 0, values).astype(np.int64), mask=is_missing)
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
-from prismrec.data.encode.ids import name_seed, row_ids
+from prismrec.data.encode.codes import owner_encoder
+from prismrec.data.encode.encoders import Encoder
+from prismrec.data.encode.tables import encoders_of
+from prismrec.data.encode.vocabulary import with_copies
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import build_model, fields_of, spec_of
@@ -30,6 +31,7 @@ from prismrec.serving.bundle import (
     check_files,
     load_head,
     read_manifest,
+    read_owners,
     table_reader,
 )
 from prismrec.serving.tables import FeatureRows, TableLookup, TableType
@@ -41,6 +43,7 @@ class InferenceModel:
     Args:
         manifest: what the copy says of itself.
         spec: its sets and tables.
+        encoders: of its sparse features.
         lookup: its tables.
         head: its dense part, in evaluation mode.
 
@@ -53,7 +56,12 @@ class InferenceModel:
     """
 
     def __init__(
-        self, manifest: Manifest, spec: EmbeddingSpec, lookup: TableLookup, head: nn.Module
+        self,
+        manifest: Manifest,
+        spec: EmbeddingSpec,
+        encoders: Mapping[str, Encoder],
+        lookup: TableLookup,
+        head: nn.Module,
     ) -> None:
         self.manifest = manifest
         self.recipe: Recipe = manifest.typed_recipe()
@@ -66,8 +74,7 @@ class InferenceModel:
         self._lookup = lookup
         self._head = head
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
-        features = self.recipe.features.sparse
-        self._encoders = [_encoder(self.recipe, spec, feature) for feature in features]
+        self._encoders = encoders
         self._lock = threading.Lock()
 
     @classmethod
@@ -79,12 +86,16 @@ class InferenceModel:
         """
         manifest = read_manifest(path)
         check_files(path, manifest)
-        recipe = manifest.typed_recipe()
+        recipe = with_copies(manifest.typed_recipe(), path)
         spec = spec_of(recipe, manifest.data_schema)
+        encoders = encoders_of(recipe, manifest.data_schema)
+        for table, owners in read_owners(path, spec):
+            known = owner_encoder(encoders[table.features[0]].rows, owners.numpy())
+            encoders |= dict.fromkeys(table.features, known)
         head = build_head(recipe, spec)
         load_head(path, head)
         lookup = TableLookup(spec, manifest.table_type, table_reader(path, spec))
-        return cls(manifest, spec, lookup, head.eval())
+        return cls(manifest, spec, encoders, lookup, head.eval())
 
     @property
     def table_type(self) -> TableType:
@@ -108,7 +119,7 @@ class InferenceModel:
         """
         arrays = raw.to_arrow(columns, self.columns)
         with torch.inference_mode():
-            features = [self._rows(arrays, encoder) for encoder in self._encoders]
+            features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
             sets = self._lookup(features)
             dense = self._dense(arrays, len(features[0].lengths))
             linear = sets.pop()[:, :, : len(self.tasks)] if self._has_linear else None
@@ -119,46 +130,25 @@ class InferenceModel:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""
         return torch.sigmoid(self.predict_logits(columns))
 
-    def _rows(self, arrays: Mapping[str, pa.Array], encode: _Encoder) -> FeatureRows:
-        feature = encode.feature
+    def _rows(self, arrays: Mapping[str, pa.Array], feature: SparseFeature) -> FeatureRows:
         ids, lengths = raw.bags(arrays[feature.source])
-        rows, num_unknown = encode(ids)
-        if num_unknown:
+        encode = self._encoders[feature.name]
+        rows, unknown = encode(ids)
+        if unknown is not None:
             with self._lock:
-                self.unknown_ids[feature.name] += num_unknown
+                self.unknown_ids[feature.name] += int(unknown.sum())
         weights = None
         if feature.weights:
-            weights = torch.from_numpy(
-                raw.weights(arrays[feature.weights], feature.weights, lengths)
-            )
-        return FeatureRows(torch.from_numpy(rows), torch.from_numpy(lengths), weights)
+            of_ids = raw.weights(arrays[feature.weights], feature.weights, lengths)
+            weights = torch.from_numpy(of_ids.repeat(encode.rows_per_id))
+        counts = torch.from_numpy(lengths * encode.rows_per_id)
+        return FeatureRows(torch.from_numpy(rows), counts, weights)
 
     def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
         dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)
         for index, name in enumerate(self.recipe.features.dense):
             dense[:, index] = raw.numbers(arrays[name])
         return torch.from_numpy(dense)
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoder:
-    """From the raw ids of a feature to rows of its table, as in training."""
-
-    feature: SparseFeature
-    num_rows: int
-    hash_seed: int | None
-
-    def __call__(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Rows, and how many ids were unknown."""
-        rows, unknown = row_ids(ids, self.num_rows, self.hash_seed)
-        return rows, 0 if unknown is None else int(unknown.sum())
-
-
-def _encoder(recipe: Recipe, spec: EmbeddingSpec, feature: SparseFeature) -> _Encoder:
-    table = spec.table_of(feature.name)
-    options = recipe.embedding.tables.get(table.name)
-    is_hashed = options is not None and options.hash_ids
-    return _Encoder(feature, table.rows - 1, name_seed(table.name) if is_hashed else None)
 
 
 def build_head(recipe: Recipe, spec: EmbeddingSpec) -> nn.Module:

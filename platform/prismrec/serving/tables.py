@@ -1,6 +1,6 @@
 """Tables of the inference copy: their stored form, and the one lookup that reads them.
 
-Notation: B rows of a request, N fields, M sets, d_m width of set m.
+Notation: B rows of a request, N fields, M sets, N_m fields that set m covers, d_m its width.
 """
 
 from __future__ import annotations
@@ -112,18 +112,61 @@ class FeatureRows:
     weights: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sets whose vectors of an id lie in one row: they cover the same fields and pool them alike.
+
+    Args:
+        sets: the sets, in the order of the recipe.
+        fields: positions of the fields that they cover.
+        is_mean: whether the bags of each of these fields are averaged.
+    """
+
+    sets: tuple[EmbeddingSet, ...]
+    fields: tuple[int, ...]
+    is_mean: tuple[bool, ...]
+
+    @property
+    def width(self) -> int:
+        """Width of a row."""
+        return sum(each.dim for each in self.sets)
+
+    def tables(self, spec: EmbeddingSpec) -> list[TableSpec]:
+        """The tables that its fields look up."""
+        names = {spec.table_of(spec.fields[field]).name for field in self.fields}
+        return [table for table in spec.tables if table.name in names]
+
+
+def _groups(spec: EmbeddingSpec, table_type: TableType) -> list[_Group]:
+    """The fewest groups; quantised rows have a scale per set, so there each set is alone."""
+    alike: dict[tuple[object, ...], list[EmbeddingSet]] = {}
+    for index, each in enumerate(spec.sets):
+        alone = index if table_type in _BITS else None
+        alike.setdefault((*_covered(spec, each), alone), []).append(each)
+    return [_Group(tuple(sets), *_covered(spec, sets[0])) for sets in alike.values()]
+
+
+def _covered(spec: EmbeddingSpec, each: EmbeddingSet) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Positions of the fields of a set, and which of them it averages."""
+    names = spec.fields_of(each)
+    poolings = (spec.form(spec.table_of(name), each).pooling for name in names)
+    positions = tuple(spec.fields.index(name) for name in names)
+    return positions, tuple(pooling == "mean" for pooling in poolings)
+
+
 class TableLookup:
     """All tables of an inference copy behind one FBGEMM lookup.
 
-    fp32 and fp16 tables lie packed, all sets of an id side by side, and each id is looked up once;
-    quantised rows have a scale per set, so there each set is looked up on its own. Pooling is a
-    weighted sum, a mean being one with weights 1 / bag size. Safe to call from several threads.
+    An id is looked up once for all sets of a group, and every set comes out as a view. Usually
+    there is one group; sets that cover other fields, or pool the same bag in another way, are
+    further ones, and so is each set of a quantised copy. Pooling is a weighted sum, a mean being
+    one with weights 1 / bag size. Safe to call from several threads.
 
     Args:
-        spec: the sets, tables and fields.
+        spec: the sets, tables and fields; layout, data types and optimizers do not matter here.
         table_type: the stored type.
-        read: gives (rows, row_bytes) uint8 for a table and a set; called once for each, so that
-            no more than one of them is held besides the tables.
+        read: gives (rows, row_bytes) uint8 for a table and a set; called once for each set of a
+            table, so that no more than one of them is held besides the tables.
     """
 
     def __init__(
@@ -132,21 +175,20 @@ class TableLookup:
         table_type: TableType,
         read: Callable[[TableSpec, EmbeddingSet], Tensor],
     ) -> None:
-        self._fields = [spec.table_of(field) for field in spec.fields]
-        self._sets = [[each] for each in spec.sets] if table_type in _BITS else [[*spec.sets]]
+        self._sets = [each.name for each in spec.sets]
+        self._groups = _groups(spec, table_type)
         self._lock = threading.Lock()
-        index = {table.name: i for i, table in enumerate(spec.tables)}
-        widths = [sum(each.dim for each in sets) for sets in self._sets]
+        places = [(group, table) for group in self._groups for table in group.tables(spec)]
+        index = {(id(group), table.name): i for i, (group, table) in enumerate(places)}
         self._tbe = IntNBitTableBatchedEmbeddingBagsCodegen(
             [
-                (table.name, table.rows, width, _TYPES[table_type], EmbeddingLocation.HOST)
-                for width in widths
-                for table in spec.tables
+                (table.name, table.rows, group.width, _TYPES[table_type], EmbeddingLocation.HOST)
+                for group, table in places
             ],
             feature_table_map=[
-                group * len(spec.tables) + index[table.name]
-                for group in range(len(widths))
-                for table in self._fields
+                index[id(group), spec.table_of(spec.fields[field]).name]
+                for group in self._groups
+                for field in group.fields
             ],
             pooling_mode=PoolingMode.SUM,
             device="cpu",
@@ -154,15 +196,13 @@ class TableLookup:
             bounds_check_mode=BoundsCheckMode.FATAL,
         )
         self._tbe.initialize_weights()
-        memory = [part[0] for part in self._tbe.split_embedding_weights(split_scale_shifts=False)]
-        for group, sets in enumerate(self._sets):
-            for table in spec.tables:
-                rows = memory[group * len(spec.tables) + index[table.name]]
-                start = 0
-                for each in sets:
-                    stored = _as_looked_up(read(table, each), table_type)
-                    rows[:, start : start + stored.shape[1]] = stored
-                    start += stored.shape[1]
+        memory = self._tbe.split_embedding_weights(split_scale_shifts=False)
+        for (group, table), (rows, _) in zip(places, memory, strict=True):
+            start = 0
+            for each in group.sets:
+                stored = _as_looked_up(read(table, each), table_type)
+                rows[:, start : start + stored.shape[1]] = stored
+                start += stored.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -172,45 +212,45 @@ class TableLookup:
         )
 
     def __call__(self, features: Sequence[FeatureRows]) -> list[Tensor]:
-        """Pooled vectors of the features, in the order of the fields: (B, N, d_m) for each set."""
+        """Pooled vectors (B, N_m, d_m) of each set, for features in the order of the fields."""
         num_rows = len(features[0].lengths)
         if num_rows == 0:
-            return [torch.zeros(0, len(features), each.dim) for sets in self._sets for each in sets]
-        rows = torch.cat([feature.rows for feature in features])
-        lengths = torch.cat([feature.lengths for feature in features])
+            return self._per_set(torch.zeros(0, sum(g.width * len(g.fields) for g in self._groups)))
+        looked_up = [features[field] for group in self._groups for field in group.fields]
+        rows = torch.cat([feature.rows for feature in looked_up])
+        lengths = torch.cat([feature.lengths for feature in looked_up])
         weights = self._weights(features)
-        repeats = len(self._sets)
-        if repeats > 1:
-            rows, lengths = rows.repeat(repeats), lengths.repeat(repeats)
-            weights = None if weights is None else weights.repeat(repeats)
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         with self._lock:
             pooled = self._tbe(rows, offsets, weights)
-        return self._per_set(pooled, num_rows)
+        return self._per_set(pooled)
 
     def _weights(self, features: Sequence[FeatureRows]) -> Tensor | None:
         """Weights of all ids with the mean's division in them, None where all are 1."""
-        parts = []
-        needed = False
-        for feature, table in zip(features, self._fields, strict=True):
-            weights = feature.weights
-            is_mean = table.pooling == "mean"
-            needed |= is_mean or weights is not None
-            if weights is None:
-                weights = torch.ones(len(feature.rows))
-            if is_mean:
-                weights = weights / feature.lengths.repeat_interleave(feature.lengths)
-            parts.append(weights)
-        return torch.cat(parts) if needed else None
+        pairs = [
+            pair for group in self._groups for pair in zip(group.fields, group.is_mean, strict=True)
+        ]
+        if not any(is_mean or features[field].weights is not None for field, is_mean in pairs):
+            return None
+        parts = {pair: _weights_of(features[pair[0]], pair[1]) for pair in set(pairs)}
+        return torch.cat([parts[pair] for pair in pairs])
 
-    def _per_set(self, pooled: Tensor, num_rows: int) -> list[Tensor]:
-        """Views (B, N, d_m) of the lookup's output (B, sum over groups of N * width)."""
-        views, start = [], 0
-        for sets in self._sets:
-            width = sum(each.dim for each in sets)
-            stop = start + len(self._fields) * width
-            block = pooled[:, start:stop].view(num_rows, len(self._fields), width)
-            views += list(block.split([each.dim for each in sets], dim=2))
+    def _per_set(self, pooled: Tensor) -> list[Tensor]:
+        """Views (B, N_m, d_m) of the lookup's output, (B, the groups' fields times width)."""
+        views: dict[str, Tensor] = {}
+        start = 0
+        for group in self._groups:
+            stop = start + len(group.fields) * group.width
+            block = pooled[:, start:stop].unflatten(1, (len(group.fields), group.width))
+            parts = block.split([each.dim for each in group.sets], dim=2)
+            views |= {each.name: part for each, part in zip(group.sets, parts, strict=True)}
             start = stop
-        return views
+        return [views[name] for name in self._sets]
+
+
+def _weights_of(feature: FeatureRows, is_mean: bool) -> Tensor:
+    weights = torch.ones(len(feature.rows)) if feature.weights is None else feature.weights
+    if not is_mean:
+        return weights
+    return weights / feature.lengths.repeat_interleave(feature.lengths)

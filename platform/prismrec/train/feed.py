@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -12,14 +13,39 @@ from torch import Tensor
 
 from prismrec.config import Recipe, UserError
 from prismrec.data.batch import Batch
+from prismrec.data.encode.codes import CodeEncoder
+from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import ReaderState, Share
 from prismrec.data.ledger import Ledger
 from prismrec.data.lookup import id_frequency
 from prismrec.data.reader import Reader
 from prismrec.data.source import DataSource
-from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.train.process_group import Ranks
 from prismrec.train.state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class IdCounts:
+    """Ids of some batches.
+
+    Args:
+        seen: ids by feature.
+        unknown: those of them that no row of the table stands for.
+        tables: the table of every feature whose ids have their rows for good.
+    """
+
+    seen: dict[str, int]
+    unknown: dict[str, int]
+    tables: dict[str, str]
+
+    def metrics(self) -> dict[str, float]:
+        """`ids/TABLE/unknown`, the share of a table's ids that are unknown, for tables with ids."""
+        seen: Counter[str] = Counter()
+        unknown: Counter[str] = Counter()
+        for feature, table in self.tables.items():
+            seen[table] += self.seen[feature]
+            unknown[table] += self.unknown[feature]
+        return {f"ids/{table}/unknown": unknown[table] / n for table, n in seen.items() if n}
 
 
 class Splits:
@@ -28,18 +54,16 @@ class Splits:
     Args:
         recipe: data, features and tasks.
         source: the data set.
-        spec: for the rows of the tables.
         ranks: which lanes are ours.
     """
 
-    def __init__(
-        self, recipe: Recipe, source: DataSource, spec: EmbeddingSpec, ranks: Ranks
-    ) -> None:
+    def __init__(self, recipe: Recipe, source: DataSource, ranks: Ranks) -> None:
         self.source = source
         self._recipe = recipe
         self._ranks = ranks
         self._share = Share(ranks.rank, ranks.world_size)
-        self._rows = {name: spec.table_of(name).rows - 1 for name in spec.fields}
+        self.encoders = encoders_of(recipe, source.schema)
+        """By sparse feature, from its ids to rows of its table."""
         self.train = self._reader("train", training=True)
         """Reader of the training rows."""
         self._others = {
@@ -71,15 +95,20 @@ class Splits:
         for batch, _ in self._others[split].epoch():
             yield batch
 
-    def unknown_ids(self) -> dict[str, int]:
-        """By feature, ids of all ranks' training batches so far that no row of the table stands for.
+    def id_counts(self) -> IdCounts:
+        """What all ranks' training batches so far, since this start, had for ids.
 
         Collective: every rank calls it.
         """
-        counts = self.train.unknown_ids
-        number = torch.tensor(list(counts.values()), dtype=torch.int64)
-        totals = self._ranks.sum(number.to(self._ranks.device)).tolist()
-        return {name: count for name, count in zip(counts, totals, strict=True) if count}
+        counts = [list(each.values()) for each in (self.train.seen_ids, self.train.unknown_ids)]
+        totals = self._ranks.sum(torch.tensor(counts, device=self._ranks.device)).tolist()
+        seen, unknown = (dict(zip(self.train.seen_ids, each, strict=True)) for each in totals)
+        tables = {
+            each.name: each.table_name
+            for each in self._recipe.features.sparse
+            if not isinstance(self.encoders[each.name], CodeEncoder)
+        }
+        return IdCounts(seen, unknown, tables)
 
     def held_out(self) -> Reader:
         """Reader of rows that were not trained on, or of the training rows where all were."""
@@ -99,18 +128,23 @@ class Splits:
         feature = self._recipe.evaluate.frequency_of
         if feature is None:
             return None
-        columns = self.source.schema.columns
-        single = {f.name for f in self._recipe.features.sparse if columns[f.source].kind == "id"}
+        single = {
+            each.feature
+            for each in self.train.columns.singles
+            if each.encoder.rows_per_id == 1 and not isinstance(each.encoder, CodeEncoder)
+        }
         if feature not in single:
             raise UserError(
-                f"evaluate.frequency_of: '{feature}' is not a sparse feature with one id per row; "
-                f"such are {', '.join(sorted(single))}"
+                f"evaluate.frequency_of: '{feature}' is not a sparse feature with one id per row, "
+                f"which has one row for good; such are {', '.join(sorted(single))}"
             )
-        counts = id_frequency(self.source, self._recipe, feature, self._rows[feature], self._share)
+        counts = id_frequency(
+            self.source, self._recipe, feature, self.encoders[feature], self._share
+        )
         return self._ranks.sum(torch.from_numpy(counts))
 
     def _reader(self, split: str, *, training: bool) -> Reader:
-        return Reader(self.source, self._recipe, split, self._rows, self._share, training)
+        return Reader(self.source, self._recipe, split, self.encoders, self._share, training)
 
 
 class Feed:

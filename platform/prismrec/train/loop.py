@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from prismrec.config import Recipe
+from prismrec.data.encode.tables import vocabulary_digests
 from prismrec.data.source import DataSource
 from prismrec.models import spec_of
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.held_out import write_held_out
+from prismrec.train.initial import start_weights
 from prismrec.train.interrupts import StopRequest, signals_ask
 from prismrec.train.meter import Meter
 from prismrec.train.pipeline import Pipeline
@@ -95,16 +97,18 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     """
     ranks = session.ranks
     spec = spec_of(recipe, source.schema)
-    splits = Splits(recipe, source, spec, ranks)
+    splits = Splits(recipe, source, ranks)
     total_steps = splits.total_steps()
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
-    saver = Saver(recipe, source, sharded, session.files, session.attempt)
+    vocabularies = vocabulary_digests(recipe, splits.encoders)
+    saver = Saver(recipe, source, sharded, session.files, session.attempt, vocabularies)
     state = saver.resume()
+    if not saver.has_resumed:
+        _start_weights(recipe, source, sharded, session)
     sharded.optimizers.start_at(state.step)
     evaluator = Evaluator(recipe, sharded, splits.frequency())
-    _record_start(session, sharded, precision, total_steps)
-    session.log(sharded.table_memory(), state)
+    _record_start(session, sharded, state, precision, total_steps)
 
     meter, pipeline = Meter(recipe, ranks, total_steps), Pipeline(sharded)
     stop, stopped = StopRequest(session.stop_files(), ranks), ""
@@ -117,12 +121,13 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             output = pipeline.step(feed)
             meter.add(output, feed.take(state, saver.ledger), feed.waited())
             if meter.is_due(state.step):
-                session.log(meter.read(), state)
+                session.log(meter.read() | sharded.managed_ids(), state)
             if splits.evaluates_after(state.step):
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
                     probed = _probe(session, sharded, state)
-                    session.log(report.named("valid") | probed, state)
+                    counted = splits.id_counts().metrics()
+                    session.log(report.named("valid") | probed | counted, state)
                     evaluator.judge(report, state)
                     saver.save(state, report)
             elif saver.is_due(state.step):
@@ -143,10 +148,23 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     return replace(seen, checkpoint=checkpoint, metrics=metrics)
 
 
+def _start_weights(
+    recipe: Recipe, source: DataSource, sharded: ShardedModel, session: Session
+) -> None:
+    """Put what the recipe takes from elsewhere in the place of drawn weights, and tell what."""
+    found = start_weights(recipe, source, sharded, session.files)
+    for matches in found:
+        session.log(matches.metrics(), TrainState())
+    if found and session.ranks.is_first:
+        session.tracker.log_file(session.files.matched)
+
+
 def _unknown_ids(session: Session, splits: Splits, state: TrainState) -> dict[str, int]:
-    counts = splits.unknown_ids()
-    session.log({f"data/unknown_ids/{name}": float(n) for name, n in counts.items()}, state)
-    return counts
+    counts = splits.id_counts()
+    unknown = {name: count for name, count in counts.unknown.items() if count}
+    per_feature = {f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}
+    session.log(per_feature | counts.metrics(), state)
+    return unknown
 
 
 def _final_report(
@@ -177,10 +195,17 @@ def _precision(recipe: Recipe, session: Session) -> str:
 
 
 def _record_start(
-    session: Session, sharded: ShardedModel, precision: str, total_steps: int
+    session: Session, sharded: ShardedModel, state: TrainState, precision: str, total_steps: int
 ) -> None:
+    """Put down where the tables are, what they take and how long the run is.
+
+    Collective: every rank calls it.
+    """
+    memory = sharded.table_memory()
+    session.log(memory.metrics(), state)
     if session.ranks.is_first:
         session.files.write_plan(sharded.plan)
+        session.files.record(memory.facts())
         session.tracker.log_parameters(
             {
                 "precision": precision,

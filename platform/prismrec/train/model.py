@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from prismrec.config import Recipe
 from prismrec.data.batch import Batch
-from prismrec.embeddings.collection import SetViews, build_collection
+from prismrec.embeddings.collection import SetViews, build_collection, side_by_side
+from prismrec.embeddings.managed.modules import build_managed
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import build_model, fields_of
 from prismrec.models.objectives import Objective, row_loss
@@ -59,14 +61,26 @@ class Leaf(nn.Module):
         self.is_bf16 = is_bf16
 
     def forward(
-        self, pooled: Tensor, dense: Tensor, labels: Tensor, valid: Tensor, weights: Tensor
+        self,
+        pooled: tuple[KeyedTensor, ...],
+        dense: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        weights: Tensor,
     ) -> tuple[Tensor, Output]:
         """The loss to differentiate and what the loop reports.
 
         Collective: the loss is a mean over the rows of all ranks.
+
+        Args:
+            pooled: outputs of the collections of tables.
+            dense: (B, N) numeric columns.
+            labels: (B, T) in {0, 1}.
+            valid: (B, T) in {0, 1}.
+            weights: (B, T).
         """
         with torch.autocast(dense.device.type, torch.bfloat16, enabled=self.is_bf16):
-            logits, auxiliary = self.ranker(pooled, dense)
+            logits, auxiliary = self.ranker(side_by_side(pooled), dense)
         logits = logits.float()
         total, per_task = self.objective(logits, labels, valid, weights)
         for loss in auxiliary.values():
@@ -75,21 +89,28 @@ class Leaf(nn.Module):
 
 
 class TrainModel(nn.Module):
-    """The collection of all tables and the leaf behind it.
+    """The collections of all tables and the leaf behind them.
 
     Args:
-        tables: TorchRec collection, unsharded and on the meta device.
+        tables: TorchRec collection of the tables whose rows belong to ids for good, unsharded and
+            on the meta device; None where there are none.
+        managed: the same of the managed tables.
         leaf: everything after the lookup.
     """
 
-    def __init__(self, tables: nn.Module, leaf: Leaf) -> None:
+    def __init__(self, tables: nn.Module | None, managed: nn.Module | None, leaf: Leaf) -> None:
         super().__init__()
         self.tables = tables
+        self.managed = managed
         self.leaf = leaf
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """Loss and output of one batch."""
-        pooled = self.tables(batch.sparse)
+        pooled: tuple[KeyedTensor, ...] = ()
+        if self.tables is not None:
+            pooled += (self.tables(batch.sparse),)
+        if self.managed is not None:
+            pooled += (self.managed(batch.managed)[0],)
         return self.leaf(  # type: ignore[no-any-return]
             pooled, batch.dense, batch.labels, batch.valid, batch.weights
         )
@@ -119,4 +140,7 @@ def build_train_model(
     losses = [row_loss(f"tasks[{t}].loss", task.loss) for t, task in enumerate(recipe.tasks)]
     objective = Objective(losses, [task.weight for task in recipe.tasks]).to(device)
     leaf = Leaf(ranker, objective, is_bf16)
-    return ModelParts(TrainModel(build_collection(spec, torch.device("meta")), leaf), leaf)
+    meta = torch.device("meta")
+    has_fixed = any(not table.is_managed for table in spec.tables)
+    tables = build_collection(spec, meta) if has_fixed else None
+    return ModelParts(TrainModel(tables, build_managed(spec, meta), leaf), leaf)

@@ -13,6 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import UserError
 from prismrec.config.train import DenseOptimizer, Schedule
+from prismrec.embeddings.copies import TableCopies
 from prismrec.models.batch_norm import BatchNorm
 from prismrec.models.layers import LayerNorm
 
@@ -124,7 +125,13 @@ class Optimizers:
         self._base = [(group, float(group["lr"])) for group in groups]
         self.clip_norm: float | None = None
         self.ema: Ema | None = None
+        self.copies: TableCopies | None = None
         self.start_at(0)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps whose updates are in the weights."""
+        return self._step
 
     def start_at(self, step: int) -> None:
         """Set the learning rates for a step that is about to run."""
@@ -140,13 +147,18 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Update what backward did not, then prepare the next step's learning rates."""
+        """Update what backward did not, then prepare the next step's learning rates.
+
+        Collective: every rank calls it.
+        """
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self.clip_norm, foreach=True)
         for optimizer in self._optimizers:
             optimizer.step()
         if self.ema is not None:
             self.ema.update()
+        if self.copies is not None:
+            self.copies.after_step(self._step + 1)
         self.start_at(self._step + 1)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
 from prismrec.config import UserError
 from prismrec.data.batch import Batch
+from prismrec.embeddings.access import set_steps_done
 from prismrec.train.model import Output
 from prismrec.train.sharding import ShardedModel
 
@@ -22,7 +24,8 @@ class Pipeline:
     """
 
     def __init__(self, sharded: ShardedModel) -> None:
-        self._modules = [m for m in sharded.dmp.modules() if isinstance(m, ShardedModule)]
+        self._sharded = sharded
+        self._modules = list(_sharded_modules(sharded.dmp))
         self._pipeline: TrainPipelineSparseDist[Batch, Output] = TrainPipelineSparseDist(
             sharded.dmp, sharded.optimizers, sharded.ranks.device
         )
@@ -36,23 +39,43 @@ class Pipeline:
         Raises:
             UserError: a lookup could not be taken out of the model's forward pass.
         """
-        output = self._pipeline.progress(batches)
+        with self._tracked():
+            output = self._pipeline.progress(batches)
         if not self._is_checked:
             self._check()
         return output
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """The model can be called as it is; batches under way are kept."""
+        """The model can be called as it is; batches under way are kept.
+
+        Collective: every rank enters.
+        """
         self._pipeline.detach()
+        self._sharded.average_copies()
         try:
             yield
         finally:
+            steps = self._sharded.steps_before + self._sharded.optimizers.steps_done
+            set_steps_done(self._sharded.dmp, steps)  # the kernels count every lookup
             self._pipeline.attach()
 
     def close(self) -> None:
         """Leave the model as it was."""
         self._pipeline.detach()
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """The rows that are looked up meanwhile count as touched by the step about to run."""
+        touched = self._sharded.touched
+        if touched is None:
+            yield
+            return
+        touched.begin(self._sharded.optimizers.steps_done + 1)
+        try:
+            yield
+        finally:
+            touched.end()
 
     def _check(self) -> None:
         pipelined, known = len(self._pipeline._pipelined_modules), len(self._modules)
@@ -62,3 +85,12 @@ class Pipeline:
                 "first and then call one module; move everything else into that module"
             )
         self._is_checked = True
+
+
+def _sharded_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The sharded modules that are not part of another one."""
+    if isinstance(module, ShardedModule):
+        yield module
+        return
+    for child in module.children():
+        yield from _sharded_modules(child)

@@ -64,6 +64,25 @@ class Ranks:
         dist.broadcast(letters, 0)
         return bytes(letters.tolist()).rstrip(b"\0").decode()
 
+    def first_text(self, text: str) -> str:
+        """The text of the lowest rank that gives one, on every rank; empty where none does.
+
+        Collective: every rank calls it.
+
+        Args:
+            text: what goes beyond 4,096 bytes of UTF-8 is cut off.
+        """
+        given = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        given[self.rank] = bool(text)
+        speakers = self.sum(given).nonzero()
+        if not len(speakers):
+            return ""
+        letters = torch.zeros(4096, dtype=torch.int64, device=self.device)
+        if self.rank == int(speakers[0]):
+            encoded = text.encode()[: len(letters)]
+            letters[: len(encoded)] = torch.tensor(list(encoded), device=self.device)
+        return bytes(self.sum(letters).tolist()).rstrip(b"\0").decode(errors="ignore")
+
     def agree(self, flag: bool) -> bool:
         """Whether the flag is set on any rank.
 

@@ -15,6 +15,9 @@ from typing import Any
 from prismrec.config import Recipe, UserError, dump, from_dict
 from prismrec.train.metrics.calibration import CalibrationCurve
 
+MATCHED = "matched.txt"
+"""Name of `RunFiles.matched`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
@@ -50,6 +53,11 @@ class RunFiles:
     def plan(self) -> Path:
         """Where the tables are."""
         return self.directory / "plan.json"
+
+    @property
+    def matched(self) -> Path:
+        """What of the first weights came from another run or from files, as tables to read."""
+        return self.directory / MATCHED
 
     @property
     def bundle(self) -> Path:

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchrec
 
 import prismrec
 from prismrec.checkpoint import (
     Checkpointer,
+    Conversion,
     Retention,
     best,
     capture,
+    describe_conversions,
     latest,
+    latest_conversions,
+    merge_conversions,
+    read_manifest,
     restore,
+    restore_maps,
     table_shapes,
 )
 from prismrec.config import Recipe, UserError, dump
+from prismrec.data.encode.vocabulary import copied_files, copy_vocabularies, vocabularies
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource
+from prismrec.embeddings import access
 from prismrec.train.evaluate import Report
 from prismrec.train.run_files import RunFiles
 from prismrec.train.sharding import ShardedModel
 from prismrec.train.state import TrainState
+
+_log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -37,6 +50,7 @@ class Saver:
         sharded: what is saved.
         files: the run's directory.
         attempt: differs at every start of the run.
+        vocabularies: SHA-256 of the vocabularies that the ids are read by, by table.
     """
 
     def __init__(
@@ -46,11 +60,14 @@ class Saver:
         sharded: ShardedModel,
         files: RunFiles,
         attempt: str,
+        vocabularies: Mapping[str, str],
     ) -> None:
         self._recipe = recipe
         self._source = source
         self._sharded = sharded
         self._directory = files.checkpoints
+        self._run = files.directory
+        self._vocabularies = dict(vocabularies)
         ranks = sharded.ranks
         section = recipe.checkpoint
         self._checkpointer = Checkpointer(
@@ -62,7 +79,10 @@ class Saver:
         )
         self._every = section.every_steps
         self._saved_step: int | None = None
+        self._conversions: tuple[Conversion, ...] = ()
         self.ledger = Ledger()
+        self.has_resumed = False
+        """Whether the weights are those of a checkpoint of this run."""
 
     def is_due(self, step: int) -> bool:
         """Whether the recipe wants a checkpoint after this step."""
@@ -78,14 +98,24 @@ class Saver:
             report: the evaluation of these weights, if there was one.
         """
         sharded = self._sharded
+        sharded.average_copies()
+        if sharded.touched is not None:
+            sharded.touched.merge()
         self._checkpointer.wait()  # one copy in host memory at a time, as the plan counts it
+        snapshot = capture(
+            sharded.shards(),
+            sharded.dense(),
+            sharded.dense_optimizer(),
+            sharded.averages(),
+            sharded.managed.state(),
+        )
+        copies = copied_files(self._recipe, self._run).values()
         self._checkpointer.save(
             state.step,
-            capture(
-                sharded.shards(), sharded.dense(), sharded.dense_optimizer(), sharded.averages()
-            ),
+            replace(snapshot, copies={file.name: file for file in copies}),
             self._extra(state),
             report.score if report else None,
+            self._conversions,
         )
         self._saved_step = state.step
 
@@ -104,9 +134,13 @@ class Saver:
         Collective: every rank calls it.
 
         Raises:
-            UserError: the checkpoint is of other data, lanes or another model.
+            UserError: the checkpoint is of other data, lanes, vocabularies or another model.
         """
         path = self._chosen(latest)
+        if path is not None:
+            self._check_vocabularies(path)
+        if self._sharded.ranks.is_first:
+            copy_vocabularies(self._recipe, self._run, self._vocabularies)
         if path is None:
             return TrainState()
         extra = self._load(path)
@@ -122,7 +156,10 @@ class Saver:
                 )
         self.ledger = Ledger.from_json(extra["ledger"])
         state = TrainState.from_json(extra["state"])
+        self._sharded.steps_before = extra.get("steps_before", 0)
+        access.set_steps_done(self._sharded.dmp, self._sharded.steps_before + state.step)
         self._saved_step = state.step
+        self.has_resumed = True
         return state
 
     def restore_best(self) -> Path:
@@ -161,7 +198,9 @@ class Saver:
 
     def _load(self, path: Path) -> dict[str, Any]:
         sharded = self._sharded
-        manifest = restore(
+        maps = sharded.managed.blank()
+        restore_maps(path, maps)
+        restored = restore(
             path,
             sharded.shards(),
             sharded.dense(),
@@ -169,7 +208,27 @@ class Saver:
             sharded.averages(),
             table_shapes(sharded.spec),
         )
-        return manifest.extra
+        sharded.managed.load(maps, restored.manifest.step)
+        access.drop_cached_rows(sharded.dmp)
+        found: list[tuple[Conversion, ...]] = [()] * sharded.ranks.world_size
+        dist.all_gather_object(found, restored.conversions)
+        converted = merge_conversions(each for of_rank in found for each in of_rank)
+        if converted and sharded.ranks.is_first:
+            _log.warning("%s: %s", path, describe_conversions(converted))
+        self._conversions = latest_conversions(restored.manifest.conversions, converted)
+        return restored.manifest.extra
+
+    def _check_vocabularies(self, path: Path) -> None:
+        """Refuse a checkpoint whose rows stand for other ids than this run's."""
+        then = read_manifest(path).extra.get("vocabularies", {})
+        copies, named = copied_files(self._recipe, path), vocabularies(self._recipe)
+        for table, digest in self._vocabularies.items():
+            if then.get(table) != digest:
+                raise UserError(
+                    f"embedding.tables.{table}.ids.path: {named[table].path} is not the vocabulary "
+                    f"that {path} was made with, so rows would stand for other ids; put "
+                    f"{copies[table].name} of that checkpoint in its place, or start a new run"
+                )
 
     def _extra(self, state: TrainState) -> dict[str, Any]:
         return {
@@ -177,10 +236,12 @@ class Saver:
             "ledger": self.ledger.to_json(),
             "recipe": dump(self._recipe),
             "plan": self._sharded.plan,
+            "steps_before": self._sharded.steps_before,
             "lanes": self._recipe.data.lanes,
             "seed": self._recipe.seed,
             "fingerprint": self._source.fingerprint,
             "schema": self._source.schema.model_dump(exclude_defaults=True),
+            "vocabularies": self._vocabularies,
             "versions": {
                 "prismrec": prismrec.__version__,
                 "torch": str(torch.__version__),

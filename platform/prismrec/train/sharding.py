@@ -12,26 +12,59 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import Recipe
 from prismrec.embeddings import access
-from prismrec.embeddings import optimizers as table_optimizers
-from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.communication import check_communication, make_codecs
+from prismrec.embeddings.copies import TableCopies, copies_env, places_of_copy
+from prismrec.embeddings.managed.tables import ManagedTables
 from prismrec.embeddings.memory import local_bytes
+from prismrec.embeddings.optimizers import check_optimizers
 from prismrec.embeddings.plan import (
     Placement,
-    Sharder,
-    data_parallel_tables,
-    describe_plan,
+    agreed_placement,
+    agreed_plan,
+    choose_layouts,
     device_memory,
     host_memory_per_rank,
-    plan_tables,
+    place_of,
     predicted_bytes,
+    sharding_plan,
 )
 from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.embeddings.sharder import Sharder, shard_tables
 from prismrec.embeddings.shards import LocalShard
+from prismrec.embeddings.touched import TouchedRows
 from prismrec.train.model import Leaf, build_train_model
 from prismrec.train.optimizers import Ema, Optimizers, check_coverage, dense_optimizer, flat_state
 from prismrec.train.process_group import Ranks
 
-_TABLES = "embedding_bags."
+_TOUCHED_BYTES = 4
+"""Of the record of one row in `TouchedRows`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableMemory:
+    """Bytes of the tables with optimizer state, by rank.
+
+    Args:
+        predicted: by the plan.
+        held: as measured.
+    """
+
+    predicted: tuple[int, ...]
+    held: tuple[int, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the fullest rank: `memory/predicted_bytes` and `memory/table_bytes`."""
+        return {
+            "memory/predicted_bytes": float(max(self.predicted)),
+            "memory/table_bytes": float(max(self.held)),
+        }
+
+    def facts(self) -> dict[str, list[int]]:
+        """Those of every rank, for the run's record."""
+        return {
+            "predicted_table_bytes": list(self.predicted),
+            "table_bytes": list(self.held),
+        }
 
 
 @dataclass
@@ -47,6 +80,10 @@ class ShardedModel:
         plain: the plain optimizers inside `optimizers`, that of the dense weights first.
         ranks: this process among the others.
         names: names of the dense parameters.
+        managed: the tables that give rows to ids as they come.
+        ranks_per_copy: ranks that hold the tables together.
+        touched: which rows training has touched when, where the recipe asks for that.
+        steps_before: steps that the tables' optimizer state had behind it when the run started.
     """
 
     dmp: DistributedModelParallel
@@ -57,11 +94,18 @@ class ShardedModel:
     plain: list[torch.optim.Optimizer]
     ranks: Ranks
     names: dict[nn.Parameter, str]
+    managed: ManagedTables
+    ranks_per_copy: int
+    touched: TouchedRows | None = None
+    steps_before: int = 0
 
     def shards(self) -> list[LocalShard]:
         """This rank's blocks of every table and set, views with optimizer state."""
         states = {p: state for each in self.plain for p, state in each.state.items()}
-        return access.local_shards(self.dmp, self.spec, self.ranks.rank, states)
+        shards = access.local_shards(self.dmp, self.spec, self.ranks.rank, states)
+        if self.touched is not None:
+            self.touched.attach(shards)
+        return shards
 
     def dense(self) -> dict[str, Tensor]:
         """Dense weights and buffers by name, the tensors themselves."""
@@ -71,26 +115,36 @@ class ShardedModel:
         """State of the dense optimizer by `parameter/state`, the tensors themselves."""
         return flat_state(self.plain[0], self.names)
 
+    def average_copies(self) -> None:
+        """Make the copies of the tables one, where groups of ranks have their own.
+
+        Collective: every rank calls it, before anything reads the tables.
+        """
+        if self.optimizers.copies is not None:
+            self.optimizers.copies.average()
+
     def averages(self) -> dict[str, Tensor]:
         """The moving average of the dense weights, or nothing."""
         return dict(self.optimizers.ema.averages) if self.optimizers.ema else {}
 
-    def table_memory(self) -> dict[str, float]:
-        """Bytes of tables with optimizer state as planned and as they are, on the fullest rank.
+    def managed_ids(self) -> dict[str, float]:
+        """What happened to the ids of managed tables since the last call, see `ManagedTables.metrics`.
 
         Collective: every rank calls it.
+        """
+        return self.managed.metrics(self.ranks.sum, self.ranks.device)
 
-        Returns:
-            `memory/predicted_bytes` and `memory/table_bytes`.
+    def table_memory(self) -> TableMemory:
+        """Bytes of tables with optimizer state on every rank, as planned and as they are.
+
+        Collective: every rank calls it.
         """
         world_size = self.ranks.world_size
         held = torch.zeros(world_size, dtype=torch.int64, device=self.ranks.device)
         held[self.ranks.rank] = local_bytes(self.shards()).total
-        predicted = max(each.total for each in predicted_bytes(self.plan, world_size))
-        return {
-            "memory/predicted_bytes": float(predicted),
-            "memory/table_bytes": float(self.ranks.sum(held).max()),
-        }
+        of_copy = [each.total for each in predicted_bytes(self.plan, self.ranks_per_copy)]
+        predicted = of_copy * (world_size // self.ranks_per_copy)
+        return TableMemory(tuple(predicted), tuple(self.ranks.sum(held).tolist()))
 
 
 def shard_model(
@@ -101,60 +155,61 @@ def shard_model(
     Collective: every rank calls it.
 
     Raises:
-        UserError: see `check_optimizers`, `plan_tables` and `check_coverage`.
+        UserError: see `check_optimizers`, `check_communication`, `agreed_plan` and `check_coverage`.
     """
-    table_optimizers.check_optimizers(spec, ranks.device.type)
+    group = dist.group.WORLD
+    assert group is not None
+    placement = agreed_placement(_placement(recipe, ranks), group)
+    placement = placement.one_copy(recipe.embedding.ranks_per_copy)
+    check_optimizers(spec, ranks.device.type)
+    check_communication(spec, placement.batch_size)
+    spec = choose_layouts(spec, placement)
     parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
-    placement = Placement(
+    lines = agreed_plan(spec, placement, group)
+    places, env = [place_of(line) for line in lines], None
+    if placement.world_size < ranks.world_size:
+        env = copies_env(placement.world_size, placement.device, placement.local_world_size)
+        places = places_of_copy(places, ranks.rank // env.world_size * env.world_size)
+    plan = sharding_plan(parts.model, places, placement.device, ranks.local_world_size)
+    sharder = Sharder(make_codecs(spec.communication, placement.batch_size))
+    tables = shard_tables(parts.model, spec, plan, ranks.device, sharder, env)
+    dmp = tables.dmp
+    dense = {name: p for name, p in parts.leaf.ranker.named_parameters() if p.requires_grad}
+    plain = [dense_optimizer(parts.leaf.ranker, recipe.train.optimizer), *tables.plain]
+    check_coverage(dmp, plain)
+    optimizers = Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps)
+    optimizers.clip_norm = recipe.train.clip_norm
+    if recipe.train.ema_decay is not None:
+        optimizers.ema = Ema(dense, recipe.train.ema_decay)
+    if env is not None:
+        optimizers.copies = TableCopies(dmp, env, recipe.embedding.sync_every)
+    names = {parameter: name for name, parameter in dense.items()}
+    managed = ManagedTables(dmp, spec)
+    of_copy = placement.world_size
+    sharded = ShardedModel(
+        dmp, parts.leaf, spec, lines, optimizers, plain, ranks, names, managed, of_copy
+    )
+    access.initialize(sharded.shards(), spec)
+    if recipe.embedding.track_touched:
+        sharded.touched = TouchedRows(dmp, spec, ranks.device)
+    managed.own(sharded.shards())
+    return sharded
+
+
+def bytes_per_row(recipe: Recipe) -> int:
+    """What a row of a shard takes on its rank besides weights and optimizer state."""
+    return _TOUCHED_BYTES if recipe.embedding.track_touched else 0
+
+
+def _placement(recipe: Recipe, ranks: Ranks) -> Placement:
+    """The machines as this rank sees them."""
+    return Placement(
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
         device=ranks.device.type,
         memory=device_memory(ranks.device, ranks.local_world_size),
         batch_size=recipe.data.global_batch_size // ranks.world_size,
         host_memory=host_memory_per_rank(ranks.local_world_size),
+        reserved=recipe.embedding.reserved_memory,
+        bytes_per_row=bytes_per_row(recipe),
     )
-    group = dist.group.WORLD
-    assert group is not None
-    plan = plan_tables(parts.model, spec, placement, group)
-    replicated = data_parallel_tables(plan)
-    bags = {_key(name): p for name, p in parts.model.tables.named_parameters()}
-    fused = [each for each in physical_tables(spec) if each.name not in replicated]
-    table_optimizers.fuse_optimizers(fused, bags)
-    dmp = DistributedModelParallel(
-        parts.model, device=ranks.device, plan=plan, sharders=[Sharder()]
-    )
-    dense = {name: p for name, p in parts.leaf.ranker.named_parameters() if p.requires_grad}
-    plain = [
-        dense_optimizer(parts.leaf.ranker, recipe.train.optimizer),
-        *_of_replicas(dmp, spec, replicated),
-    ]
-    check_coverage(dmp, plain)
-    optimizers = Optimizers(dmp, dense, plain, recipe.train.schedule, total_steps)
-    optimizers.clip_norm = recipe.train.clip_norm
-    if recipe.train.ema_decay is not None:
-        optimizers.ema = Ema(dense, recipe.train.ema_decay)
-    names = {parameter: name for name, parameter in dense.items()}
-    sharded = ShardedModel(
-        dmp, parts.leaf, spec, describe_plan(plan, spec), optimizers, plain, ranks, names
-    )
-    access.initialize(sharded.shards(), spec)
-    return sharded
-
-
-def _of_replicas(
-    dmp: DistributedModelParallel, spec: EmbeddingSpec, replicated: set[str]
-) -> list[torch.optim.Optimizer]:
-    """The plain optimizers of the data_parallel tables, if there are any."""
-    tables = {each.name: each for each in physical_tables(spec)}
-    whole = [
-        (tables[_key(name)], parameter)
-        for name, parameter in dmp.named_parameters()
-        if _key(name) in replicated
-    ]
-    return table_optimizers.plain_optimizers(whole)
-
-
-def _key(name: str) -> str:
-    """Physical table of a parameter's name; the name itself for anything else."""
-    tail = name.rpartition(_TABLES)[2] if _TABLES in name else name
-    return tail.removesuffix(".weight")

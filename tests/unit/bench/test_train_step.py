@@ -23,7 +23,7 @@ def _pair() -> tuple[RankingModel, Dense]:
     """Our model and the hand-written one with the same weights."""
     torch.manual_seed(0)
     section = DCNv2(name="dcnv2", hidden=(6, 5, 4), norm="none")
-    ours = build_model(section, Fields(num_sparse=3, num_dense=2, set_dims=(4,), num_tasks=1))
+    ours = build_model(section, Fields(3, 2, set_dims=(4,), num_tasks=1, set_fields=(3,)))
     assert isinstance(ours, RankingModel)
     plain = Dense(3, 2, 4, (6, 5, 4))
     weights = iter(p.detach() for name, p in ours.named_parameters() if "branches" in name)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -97,6 +99,87 @@ def test_inspect_shows_the_columns_and_the_shares_of_ranks(
     facts = json.loads(capsys.readouterr().out)
     assert facts["rows"] == 3
     assert facts["columns"]["user"]["distinct"] == 2
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """Three files of eight rows: days 0 to 2, items 0 to 7 and, on day 2, ten times them."""
+    out = tmp_path / "world"
+    for day in range(3):
+        item = [each * 10 if day == 2 else each // (day + 1) for each in range(8)]
+        rows = pa.table({"item": item, "day": [day] * 8, "click": [0, 1] * 4})
+        out.mkdir(exist_ok=True)
+        pq.write_table(rows, out / f"{day}.parquet")
+    kinds = {"item": {"kind": "id"}, "day": {"kind": "other"}, "click": {"kind": "label"}}
+    (out / "schema.json").write_text(json.dumps({"name": "world", "columns": kinds}))
+    return out
+
+
+def write_recipe(world: Path, **options: Any) -> Path:
+    path = world.parent / "recipe.toml"
+    path.write_text(
+        f"""
+        name = "world"
+        data = {{ path = "{world}", splits = {{ train = ["day <= 1"] }} }}
+        features = {{ sparse = ["item"] }}
+        model = {{ name = "dnn" }}
+        tasks = [{{ name = "click", label = "click" }}]
+        [embedding.tables.item]
+        {options.get("rows", "")}
+        ids = {options["ids"]}
+        """
+    )
+    return path
+
+
+def test_vocabulary_counts_the_rows_that_are_asked_for(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = world.parent / "list.parquet"
+    asked = ("data", "vocabulary", world, "--column", "item", "--out", out)
+    assert _run(*asked, "--where", "day <= 1", "--min-count", "2") == 0
+    assert "4 of 8 ids, which are 75.00% of all values, are in" in capsys.readouterr().err
+    # Day 0 has each id once, day 1 each of 0 to 3 twice.
+    assert pq.read_table(out).to_pydict() == {"id": [0, 1, 2, 3], "count": [3, 3, 3, 3]}
+    assert _run(*asked) == 2
+    assert "already there; --overwrite replaces it" in capsys.readouterr().err
+    assert _run(*asked, "--where", "day == 2", "--overwrite") == 0
+    assert pq.read_table(out)["id"].to_pylist() == list(range(0, 80, 10))
+
+
+def test_vocabulary_takes_everything_from_a_recipe(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = world.parent / "lists" / "list.parquet"
+    recipe = write_recipe(world, ids=f'{{ kind = "vocabulary", path = "{out}", min_count = 2 }}')
+    assert _run("data", "vocabulary", "--recipe", recipe) == 0
+    assert pq.read_table(out)["id"].to_pylist() == list(range(8))
+    capsys.readouterr()
+    for wrong in ((world,), ("--column", "item"), ("--out", out), ("--where", "day == 1")):
+        assert _run("data", "vocabulary", "--recipe", recipe, *wrong) == 2
+        assert "--recipe says what to read and write" in capsys.readouterr().err
+    assert _run("data", "vocabulary", world, "--column", "item") == 2
+    assert "name either DIR, --column and --out, or --recipe" in capsys.readouterr().err
+    assert _run("data", "vocabulary", "--recipe", recipe, "--table", "itme") == 2
+    assert "did you mean 'item'?" in capsys.readouterr().err
+    assert _run("data", "collisions", recipe, "--json") == 0
+    table = json.loads(capsys.readouterr().out)[0]
+    assert (table["kind"], table["rows"], table["unknown_values"]) == ("vocabulary", 4, 4)
+
+
+def test_collisions_shows_what_a_hash_makes_of_the_ids(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = write_recipe(world, ids='"hash"', rows="rows = 1")
+    assert _run("data", "collisions", recipe) == 0
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert [cell.strip() for cell in line.strip("│┃").split("│")] == [
+        "item", "hash", "1", "100.00%", "8", "100.00%", "100.00%", "0.00%"
+    ]  # fmt: skip
+    assert _run("data", "collisions", recipe, "embedding.tables.item.rows=1000000", "--json") == 0
+    table = json.loads(capsys.readouterr().out)[0]
+    assert (table["ids"], table["sharing"], table["values"]) == (8, 0, 16)
 
 
 def test_inspect_says_which_lanes_work(

@@ -39,6 +39,14 @@ ROWS = pa.table(
 )
 
 
+def test_ids_of_any_value_have_ends_and_no_count(tmp_path: Path) -> None:
+    columns = {**SCHEMA.columns, "u": Column(kind="id"), "b": Column(kind="ids")}
+    write_table(tmp_path / "out", ROWS, SCHEMA.model_copy(update={"columns": columns}))
+    found = inspect_data(tmp_path / "out")["columns"]
+    assert found["u"] == {"type": "int64", "kind": "id", "nulls": 1, "min": 0, "max": 9}
+    assert (found["b"]["min"], found["b"]["max"], found["b"]["lengths"]["1"]) == (-1, 3, 4)
+
+
 def test_facts_by_hand(tmp_path: Path) -> None:
     write_table(tmp_path / "out", ROWS, SCHEMA, rows_per_group=2, rows_per_file=4)
     seen: list[tuple[int, int]] = []

@@ -50,6 +50,52 @@ def test_features_of_a_table_share_the_most_rows_and_one_for_unknown_ids() -> No
     assert spec.table_of("seen") is items
 
 
+def test_rows_follow_from_the_kind_of_ids() -> None:
+    tables = {
+        "user": {"ids": {"kind": "hash", "hashes": 2}, "rows": 30},
+        "item": {"ids": "quotient_remainder", "unknown_rows": 4},
+        "seen": {"unknown_rows": 3},
+    }
+    user, item, seen = _spec(["user", "item", "seen"], tables=tables).tables
+    assert (user.rows, user.known_rows, user.rows_per_id) == (31, 30, 2)
+    assert (item.rows, item.known_rows, item.rows_per_id) == (7 + 8 + 4, 15, 2)  # of 50 ids
+    assert (seen.rows, seen.known_rows, seen.rows_per_id) == (63, 60, 1)
+
+
+def test_a_published_size_of_quotient_and_remainder() -> None:
+    ids = {"kind": "quotient_remainder", "divisor": 1000}
+    spec = _spec(["user"], tables={"user": {"ids": ids, "rows": 1_000_003}})
+    assert spec.tables[0].known_rows == 2001
+
+
+def test_rows_that_add_up_to_a_vector_are_not_averaged() -> None:
+    two = {"ids": {"kind": "hash", "hashes": 2}, "rows": 30}
+    seen = {"name": "seen", "pooling": "mean"}
+    with pytest.raises(
+        UserError, match="tables.seen.ids: .* sum of 2 rows, which the mean pooling"
+    ):
+        _spec([seen], tables={"seen": two})
+    sets = [{"name": "a", "dim": 8}, {"name": "b", "dim": 8, "pooling": "mean"}]
+    with pytest.raises(UserError, match="tables.user.ids: .* mean pooling of set 'b' would divide"):
+        _spec(["user"], sets=sets, tables={"user": two})
+    # One id by itself is no bag: how its feature pools does not matter.
+    assert _spec([{"name": "user", "pooling": "mean"}], tables={"user": two}).tables
+
+
+def test_a_column_without_a_number_of_ids_needs_rows() -> None:
+    schema = SCHEMA.model_copy(update={"columns": {**SCHEMA.columns, "user": Column(kind="id")}})
+    for kind in ("direct", "quotient_remainder"):
+        recipe = _recipe(["user", "item"], tables={"user": {"ids": kind}})
+        with pytest.raises(
+            UserError, match=f"user.rows: missing; ids = '{kind}' .* 'user' no num_"
+        ):
+            embedding_spec(recipe, schema, needs_sets=True, needs_linear=False)
+    for options in ({"rows": 7}, {"rows": 7, "ids": "hash"}):
+        recipe = _recipe(["user", "item"], tables={"user": options})
+        spec = embedding_spec(recipe, schema, needs_sets=True, needs_linear=False)
+        assert spec.tables[0].rows == 8
+
+
 def test_the_linear_set_is_last_and_its_width_a_multiple_of_four() -> None:
     recipe = _recipe(["user"], sets=[{"name": "a", "dim": 8}, {"name": "b", "dim": 16}])
     spec = embedding_spec(recipe, SCHEMA, needs_sets=True, needs_linear=True)
@@ -60,7 +106,7 @@ def test_the_linear_set_is_last_and_its_width_a_multiple_of_four() -> None:
 
 
 def test_packed_rows_wider_than_the_kernels_take_are_refused() -> None:
-    with pytest.raises(UserError, match=r"tables.user.layout: .* 3 sets .*width 1536, over 1024"):
+    with pytest.raises(UserError, match=r"embedding.layout: .* 3 sets .*width 1536, over 1024"):
         _spec(["user"], dim=512, num_sets=3)
     widths = {
         layout: [each.width for each in physical_tables(_spec(["user"], dim=512, **options))]
@@ -75,7 +121,7 @@ def test_packed_rows_wider_than_the_kernels_take_are_refused() -> None:
 
 def test_only_the_packed_tables_are_named_as_too_wide() -> None:
     separate = {"user": {"layout": "separate"}}
-    with pytest.raises(UserError, match=r"tables\.item\.layout"):
+    with pytest.raises(UserError, match=r"embedding\.layout: .*width 1536.* \(table 'item'\)"):
         _spec(["user", "item"], dim=512, num_sets=3, tables=separate)
 
 
@@ -121,7 +167,7 @@ def test_a_set_pools_in_its_own_way() -> None:
     [
         ([{"name": "a", "dim": 4, "features": ["itme", "user"]}], r"sets\[0\].*'itme'.*'item'"),
         ([{"name": "a", "dim": 4, "features": []}], r"sets\[0\].*covers no feature"),
-        ([{"name": "a", "dim": 4, "features": ["user"]}], "no set covers feature 'item'"),
+        ([{"name": "a", "dim": 4, "features": ["user"]}], "no set covers 'item'"),
     ],
 )
 def test_coverage_that_leaves_something_out_is_refused(sets: list[Any], match: str) -> None:
@@ -135,7 +181,7 @@ def test_coupling_is_judged_by_what_shares_a_row() -> None:
     assert _spec(["user"], sets=sets, optimizer=row_wise).tables
     both = [{"name": "a", "dim": 8}, {"name": "b", "dim": 8}]
     tables = {"user": {"layout": "spread"}}
-    with pytest.raises(UserError, match="couples its packed sets"):
+    with pytest.raises(UserError, match="tables.user: rowwise_adagrad .*couples packed sets"):
         _spec(["user"], sets=both, optimizer=row_wise, layout="separate", tables=tables)
 
 

@@ -8,6 +8,7 @@ import torch
 from prismrec.config import UserError
 from prismrec.config.model import Interaction
 from prismrec.models import Fields, build_model
+from tests.unit.models.vectors import covering_all
 
 CODE = """
 import torch
@@ -47,7 +48,7 @@ def section(team, name="build"):
 
 
 def test_one_set_by_hand(team):
-    model = build_model(section(team), Fields(2, 0, (3,), 1))
+    model = build_model(section(team), covering_all(2, 0, (3,), 1))
     X = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
     weights = dict(model.named_parameters())
     first, second = (weights[name] for name in weights if name.endswith("weight"))
@@ -57,7 +58,7 @@ def test_one_set_by_hand(team):
 
 
 def test_each_set_has_weights_of_its_own(team):
-    model = build_model(section(team), Fields(2, 0, (3, 3), 1))
+    model = build_model(section(team), covering_all(2, 0, (3, 3), 1))
     scales = [p for name, p in model.named_parameters() if name.endswith("scale")]
     assert len(scales) == 2
     sets = [torch.rand(4, 2, 3), torch.rand(4, 2, 3)]
@@ -70,10 +71,23 @@ def test_each_set_has_weights_of_its_own(team):
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_the_function_hears_how_many_fields_a_set_covers(team):
+    fields = Fields(3, 1, (3, 3), 1, set_fields=(3, 1))
+    model = build_model(section(team), fields)
+    sets, dense = [torch.rand(4, 3, 3), torch.rand(4, 1, 3)], torch.rand(4, 1)
+    seen = []
+    for module in model.modules():
+        if type(module).__name__ == "Products":
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    model(sets, None, dense)[0].sum().backward()
+    assert seen == [(4, 4, 3), (4, 2, 3)]
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_what_is_no_interaction_is_refused(team):
     with pytest.raises(
         UserError, match="returned Linear; it must return a torch.nn.Module with `out_dim`"
     ):
-        build_model(section(team, "wrong"), Fields(2, 0, (3,), 1))
+        build_model(section(team, "wrong"), covering_all(2, 0, (3,), 1))
     with pytest.raises(UserError, match="has no function 'biuld'; did you mean 'build'"):
-        build_model(section(team, "biuld"), Fields(2, 0, (3,), 1))
+        build_model(section(team, "biuld"), covering_all(2, 0, (3,), 1))

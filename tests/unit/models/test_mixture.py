@@ -6,14 +6,15 @@ from prismrec.models.experts import ExpertSpec, plan_groups
 from prismrec.models.interactions import BiInteraction, CrossV2Spec, FlatSpec, FMSpec
 from prismrec.models.layers import MLPSpec
 from prismrec.models.mixture import NUMERIC_NORM, BranchSpec, Composition, Fields, RankingModel
-from tests.unit.models.vectors import assert_close
+from tests.unit.models.vectors import assert_close, covering_all
 
 PROJECTION = MLPSpec((6,), 0.0, "layer")
 
 
 def inputs(fields: Fields, batch: int = 5) -> tuple[list[Tensor], Tensor]:
     sets = [
-        torch.randn(batch, fields.num_sparse, dim, dtype=torch.float64) for dim in fields.set_dims
+        torch.randn(batch, count, dim, dtype=torch.float64)
+        for count, dim in zip(fields.set_fields, fields.set_dims, strict=True)
     ]
     return sets, torch.randn(batch, fields.num_dense, dtype=torch.float64)
 
@@ -31,13 +32,15 @@ def experts(*structures: tuple[int, object]) -> tuple[ExpertSpec, ...]:
     return tuple(ExpertSpec(m, (each,), PROJECTION) for m, each in structures)
 
 
-def test_groups_are_experts_of_equal_structure_and_width():
-    specs = experts((0, FlatSpec()), (1, FMSpec()), (2, FlatSpec()), (3, FlatSpec()))
-    plans = plan_groups(specs, (4, 4, 8, 4))
-    assert [(p.experts, p.set_indices, p.dim) for p in plans] == [
-        ((0, 3), (0, 3), 4),
-        ((1,), (1,), 4),
-        ((2,), (2,), 8),
+def test_groups_are_experts_of_equal_structure_and_shape():
+    kinds = (FlatSpec(), FMSpec(), FlatSpec(), FlatSpec(), FlatSpec())
+    shapes = ((3, 4), (3, 4), (3, 8), (2, 4), (3, 4))
+    plans = plan_groups(experts(*enumerate(kinds)), shapes)
+    assert [(p.experts, p.set_indices, p.shape) for p in plans] == [
+        ((0, 4), (0, 4), (3, 4)),
+        ((1,), (1,), (3, 4)),
+        ((2,), (2,), (3, 8)),
+        ((3,), (3,), (2, 4)),
     ]
 
 
@@ -46,7 +49,7 @@ def test_groups_are_experts_of_equal_structure_and_width():
 @pytest.mark.parametrize("set_dims", [(4, 4, 4), (4, 8, 4)])
 def test_stacked_model_equals_one_expert_at_a_time(merge, set_dims, num_tasks):
     torch.manual_seed(1)
-    fields = Fields(3, 2, set_dims, num_tasks)
+    fields = covering_all(3, 2, set_dims, num_tasks)
     specs = experts((0, CrossV2Spec(2)), (1, CrossV2Spec(2)), (2, CrossV2Spec(2)))
     model = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
     sets, dense = inputs(fields)
@@ -89,7 +92,7 @@ def test_stacked_model_equals_one_expert_at_a_time(merge, set_dims, num_tasks):
 @pytest.mark.parametrize("merge", ["mean", "gate"])
 def test_permuting_sets_with_their_modules_leaves_the_logits(merge):
     torch.manual_seed(1)
-    fields = Fields(3, 2, (4, 4, 4), 2)
+    fields = covering_all(3, 2, (4, 4, 4), 2)
     specs = experts(*[(m, FlatSpec()) for m in range(3)])
     model = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
     moved = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
@@ -110,7 +113,7 @@ def test_permuting_sets_with_their_modules_leaves_the_logits(merge):
 
 def test_hetero_experts_on_shared_sets_keep_their_order():
     torch.manual_seed(1)
-    fields = Fields(3, 0, (4, 4), 1)
+    fields = covering_all(3, 0, (4, 4), 1)
     specs = (
         ExpertSpec(0, (FlatSpec(),)),
         ExpertSpec(0, (FMSpec(),)),
@@ -125,7 +128,7 @@ def test_hetero_experts_on_shared_sets_keep_their_order():
 
 def test_a_set_moves_only_the_experts_bound_to_it():
     torch.manual_seed(1)
-    fields = Fields(3, 0, (4, 4), 1)
+    fields = covering_all(3, 0, (4, 4), 1)
     model = model_of(BranchSpec(experts((0, FlatSpec()), (1, FlatSpec())), "mean"), fields)
     sets, dense = inputs(fields)
     with torch.no_grad():
@@ -139,7 +142,7 @@ def test_a_set_moves_only_the_experts_bound_to_it():
 
 def test_numeric_columns_are_fields_behind_the_sparse_ones():
     torch.manual_seed(1)
-    fields = Fields(2, 2, (3,), 1)
+    fields = covering_all(2, 2, (3,), 1)
     model = model_of(BranchSpec((ExpertSpec(0, (FMSpec(),)),), tower=None), fields)
     sets, dense = inputs(fields)
     v = model.numeric["0"].weight
@@ -151,7 +154,7 @@ def test_numeric_vectors_start_short_whatever_their_width():
     torch.manual_seed(1)
     model = RankingModel(
         Composition((BranchSpec(experts((0, FlatSpec()), (1, FlatSpec()))),)),
-        Fields(1, 400, (8, 32), 1),
+        covering_all(1, 400, (8, 32), 1),
     )
     for vectors in model.numeric.values():
         length = vectors.weight.norm(dim=1).mean()
@@ -160,7 +163,7 @@ def test_numeric_vectors_start_short_whatever_their_width():
 
 def test_strided_views_give_the_numbers_of_dense_tensors():
     torch.manual_seed(1)
-    fields = Fields(3, 2, (4, 4), 2)
+    fields = covering_all(3, 2, (4, 4), 2)
     model = model_of(BranchSpec(experts((0, CrossV2Spec(2)), (1, CrossV2Spec(2))), "mean"), fields)
     packed = torch.randn(5, 3, 12, dtype=torch.float64)
     views = [packed[..., :4], packed[..., 4:8]]
@@ -170,7 +173,7 @@ def test_strided_views_give_the_numbers_of_dense_tensors():
 
 
 def test_first_order_by_hand():
-    model = RankingModel(Composition((), wide=True), Fields(2, 1, (), 2))
+    model = RankingModel(Composition((), wide=True), covering_all(2, 1, (), 2))
     with torch.no_grad():
         model.first_order.bias.copy_(torch.tensor([0.5, -0.5]))
         model.first_order.weight.copy_(torch.tensor([[2.0, 3.0]]))
@@ -180,7 +183,7 @@ def test_first_order_by_hand():
 
 
 def test_first_order_weights_come_exactly_when_wanted():
-    fields = Fields(2, 0, (4,), 1)
+    fields = covering_all(2, 0, (4,), 1)
     branch = BranchSpec(experts((0, FlatSpec())))
     sets, dense = [torch.zeros(1, 2, 4)], torch.zeros(1, 0)
     with pytest.raises(ValueError, match="linear must be None for this model, got a tensor"):
@@ -190,7 +193,7 @@ def test_first_order_weights_come_exactly_when_wanted():
 
 
 def test_compositions_that_cannot_be():
-    fields = Fields(2, 0, (4, 8), 1)
+    fields = covering_all(2, 0, (4, 8), 1)
     unequal = (ExpertSpec(0, (FlatSpec(),)), ExpertSpec(1, (FlatSpec(),)))
     with pytest.raises(ValueError, match=r"'mean' must have one output width, got \[8, 16\]"):
         RankingModel(Composition((BranchSpec(unequal, "mean"),)), fields)
@@ -203,7 +206,7 @@ def test_parameters_lie_in_modules_that_can_reset_themselves():
     specs = experts((0, FlatSpec()), (1, FlatSpec()))
     composition = Composition((BranchSpec(specs, "gate"),), wide=True)
     with torch.device("meta"):
-        model = RankingModel(composition, Fields(2, 2, (4, 4), 2))
+        model = RankingModel(composition, covering_all(2, 2, (4, 4), 2))
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, float("nan"))

@@ -11,7 +11,7 @@ from prismrec.config import UserError
 from prismrec.config.model import BUILT_IN, DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
 from prismrec.models import MODELS, Fields, build_model, needs_linear
 from tests.helpers.losses import global_mean_bce
-from tests.unit.models.vectors import assert_close
+from tests.unit.models.vectors import assert_close, covering_all
 
 HIDDEN = (6, 5)
 SECTIONS = [
@@ -24,7 +24,7 @@ SECTIONS = [
     DCNv2(name="dcnv2", hidden=HIDDEN),
     DCNv2(name="dcnv2", hidden=HIDDEN, structure="stacked", cross_rank=2, dropout=0.1),
 ]
-ONE_SET = Fields(num_sparse=3, num_dense=2, set_dims=(4,), num_tasks=1)
+ONE_SET = covering_all(3, 2, (4,), 1)
 
 
 def ids(section):
@@ -33,7 +33,10 @@ def ids(section):
 
 def inputs(section, fields: Fields, batch: int = 7, dtype=torch.float64):
     torch.manual_seed(2)
-    sets = [torch.randn(batch, fields.num_sparse, d, dtype=dtype) for d in fields.set_dims]
+    sets = [
+        torch.randn(batch, n, d, dtype=dtype)
+        for n, d in zip(fields.set_fields, fields.set_dims, strict=True)
+    ]
     linear = torch.randn(batch, fields.num_sparse, fields.num_tasks, dtype=dtype)
     dense = torch.randn(batch, fields.num_dense, dtype=dtype)
     return sets, linear if needs_linear(section) else None, dense
@@ -82,14 +85,14 @@ def test_needs_linear_says_what_the_composition_does(section):
 
 
 def test_lr_needs_no_sets():
-    model = built(LR(name="lr"), Fields(3, 2, (), 1))
-    _, linear, dense = inputs(LR(name="lr"), Fields(3, 2, (), 1))
+    model = built(LR(name="lr"), covering_all(3, 2, (), 1))
+    _, linear, dense = inputs(LR(name="lr"), covering_all(3, 2, (), 1))
     nn.init.normal_(model.first_order.weight)
     assert_close(model([], linear, dense)[0], first_order(model, linear, dense))
 
 
 def test_lr_is_its_bias_without_weights_and_additive_over_features():
-    model = built(LR(name="lr"), Fields(4, 0, (), 1))
+    model = built(LR(name="lr"), covering_all(4, 0, (), 1))
     nn.init.constant_(model.first_order.bias, 0.75)
     dense = torch.zeros(2, 0, dtype=torch.float64)
     w = torch.randn(2, 4, 1, dtype=torch.float64)
@@ -146,7 +149,7 @@ def test_dcn_and_dcnv2_parallel_are_one_linear_map_of_both_halves():
 @pytest.mark.parametrize("num_sets", [1, 3])
 def test_wide_deep_without_its_head_is_lr(num_sets):
     section = WideDeep(name="wide_deep", hidden=HIDDEN)
-    fields = dataclasses.replace(ONE_SET, set_dims=(4,) * num_sets)
+    fields = covering_all(3, 2, (4,) * num_sets, 1)
     model = built(section, fields)
     sets, linear, dense = inputs(section, fields)
     nn.init.normal_(model.first_order.weight)
@@ -180,7 +183,7 @@ def test_deepfm_adds_first_order_pairs_and_deep():
 def one_set_of(model: nn.Module, m: int, num_sets: int) -> nn.Module:
     """Group 0 of the first branch, with the weights of set m alone."""
     group = model.branches[0].groups[0]
-    fields = dataclasses.replace(ONE_SET, set_dims=(4,))
+    fields = ONE_SET
     section = DNN(name="dnn", hidden=HIDDEN)
     single = built(section, fields).branches[0].groups[0]
     assert num_sets > 1
@@ -190,7 +193,7 @@ def one_set_of(model: nn.Module, m: int, num_sets: int) -> nn.Module:
 
 def test_dnn_on_three_sets_averages_after_the_relu():
     section = DNN(name="dnn", hidden=HIDDEN)
-    fields = dataclasses.replace(ONE_SET, set_dims=(4, 4, 4))
+    fields = covering_all(3, 2, (4, 4, 4), 1)
     model = built(section, fields)
     sets, _, dense = inputs(section, fields)
     group, tower = model.branches[0].groups[0], model.branches[0].tower
@@ -210,7 +213,7 @@ def test_averaging_fm_without_the_relu_would_be_a_wider_fm():
     first, second = torch.randn(2, 7, 3, 4, dtype=torch.float64)
     assert_close(pairs(first) + pairs(second), pairs(torch.cat([first, second], -1)))
     section = FM(name="fm", projection=5)
-    fields = Fields(3, 0, (4, 4), 1)
+    fields = covering_all(3, 0, (4, 4), 1)
     model = built(section, fields)
     linear, dense = torch.zeros(7, 3, 1, dtype=torch.float64), torch.zeros(7, 0)
 
@@ -229,7 +232,7 @@ def test_averaging_fm_without_the_relu_would_be_a_wider_fm():
 @pytest.mark.parametrize("section", SECTIONS, ids=ids)
 def test_every_parameter_gets_a_gradient(section, set_dims, merge, num_tasks):
     section = section.model_copy(update={"merge": merge})
-    fields = Fields(3, 2, set_dims, num_tasks)
+    fields = covering_all(3, 2, set_dims, num_tasks)
     model = built(section, fields)
     sets, linear, dense = inputs(section, fields)
     leaves = [x.requires_grad_() for x in sets if section.name != "lr"]
@@ -249,7 +252,7 @@ def test_every_parameter_gets_a_gradient(section, set_dims, merge, num_tasks):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=ids)
 def test_sets_start_apart(section):
-    fields = Fields(3, 2, (4, 4), 1)
+    fields = covering_all(3, 2, (4, 4), 1)
     for name, parameter in built(section, fields).named_parameters():
         stacked_matrix = ".groups." in name and parameter.dim() == 3 and parameter.any()
         if stacked_matrix:
@@ -271,12 +274,12 @@ def test_several_sets_need_a_hidden_layer():
     assert build_model(section, ONE_SET) is not None
     for each in (section, DCNv2(name="dcnv2", hidden=())):
         with pytest.raises(UserError, match=r"model\.hidden: 2 embedding sets meet behind"):
-            build_model(each, Fields(3, 0, (4, 4), 1))
+            build_model(each, covering_all(3, 0, (4, 4), 1))
 
 
 def test_a_model_of_sets_needs_a_set():
     with pytest.raises(UserError, match="only 'lr' works without an embedding set"):
-        build_model(FM(name="fm"), Fields(3, 0, (), 1))
+        build_model(FM(name="fm"), covering_all(3, 0, (), 1))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +291,7 @@ def test_a_model_of_sets_needs_a_set():
     ],
 )
 def test_export_with_a_dynamic_batch_gives_the_eager_logits(section, set_dims):
-    fields = dataclasses.replace(ONE_SET, set_dims=set_dims, num_tasks=2)
+    fields = covering_all(3, 2, set_dims, 2)
     model = built(section, fields).eval()
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     sets, linear, dense = inputs(section, fields)
@@ -305,7 +308,7 @@ def test_export_with_a_dynamic_batch_gives_the_eager_logits(section, set_dims):
 @pytest.mark.parametrize("section", SECTIONS, ids=ids)
 def test_bfloat16_autocast_stays_near_float32(section):
     section = section.model_copy(update={"merge": "gate"})
-    fields = Fields(3, 2, (8, 8), 2)
+    fields = covering_all(3, 2, (8, 8), 2)
     torch.manual_seed(1)
     model = build_model(section, fields).eval()
     example = inputs(section, fields, batch=64, dtype=torch.float32)
@@ -320,7 +323,7 @@ def test_bfloat16_autocast_stays_near_float32(section):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=ids)
 def test_every_model_learns_a_small_set_of_rows(section):
-    fields = Fields(3, 1, (4, 4), 1)
+    fields = covering_all(3, 1, (4, 4), 1)
     torch.manual_seed(1)
     model = build_model(section, fields)
     ids = torch.randint(0, 20, (64, 3))

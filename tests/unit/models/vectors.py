@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from prismrec.models import Fields
+
 
 def drawn(shape: tuple[int, ...], a: int, b: int) -> Tensor:
     """`(((a t + b) mod 11) - 5) / 10` for t = 0, 1, ... in row-major order, float64."""
@@ -12,6 +14,13 @@ def drawn(shape: tuple[int, ...], a: int, b: int) -> Tensor:
 
 E1 = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]], dtype=torch.float64)
 X2 = drawn((2, 4, 3), 3, 1)
+
+
+def covering_all(
+    num_sparse: int, num_dense: int, set_dims: tuple[int, ...], num_tasks: int
+) -> Fields:
+    """Shapes of sets that each cover every sparse field."""
+    return Fields(num_sparse, num_dense, set_dims, num_tasks, (num_sparse,) * len(set_dims))
 
 
 def copy_of(stacked: nn.Module, single: nn.Module, m: int) -> nn.Module:

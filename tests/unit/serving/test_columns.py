@@ -12,6 +12,7 @@ import pytest
 from prismrec.config import UserError
 from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.schema import Kind
+from prismrec.data.values import ints
 from prismrec.serving.columns import bags, numbers, to_arrow, weights
 
 
@@ -63,9 +64,10 @@ def test_numbers_of_every_type_and_missing_ones_as_zero() -> None:
     assert numbers(one(np.array([2, 3], np.int64), "number")).tolist() == [2.0, 3.0]
 
 
-def test_unsigned_ids_over_the_signed_range_stay_too_large() -> None:
+def test_unsigned_ids_over_the_signed_range_are_what_the_reader_makes_of_them() -> None:
     ids, _ = bags(one(np.array([2**64 - 1, 5], np.uint64), "id"))
-    assert ids.tolist() == [2**63 - 1, 5]
+    decoded = ints(pa.array([2**64 - 1, 5], pa.uint64()), NULL_ID)
+    assert ids.tolist() == decoded.tolist() == [-1, 5]
 
 
 def test_weights_belong_to_ids() -> None:
@@ -81,7 +83,7 @@ def test_weights_belong_to_ids() -> None:
         (["a", "b"], "id", r"column 'c' needs integers, but the request has: .*string"),
         ([1.5, 2.0], "id", r"needs integers, but the request has: double with fractions"),
         ([float("inf")], "id", r"needs integers, but the request has: double with fractions"),
-        ([2.0**60, None], "id", r"ids of 2\^53 and more as double; send -1 for a missing id"),
+        ([2.0**60, None], "id", r"ids of 2\^53 and more as double; send integers"),
         ([True, False], "id", r"needs integers, but the request has: bool"),
         ([[1], [2]], "id", r"needs integers, but the request has: list"),
         ([1, 2], "ids", r"needs lists of integers, but the request has: int64"),

@@ -68,13 +68,15 @@ def test_unknown_ids_use_the_last_row_and_are_counted(tmp_path: Path) -> None:
 
 
 def test_hashed_ids_find_the_rows_that_training_gave_them(tmp_path: Path) -> None:
-    from prismrec.data.encode.ids import name_seed, row_ids
+    from prismrec.data.encode.encoders import HashEncoder, TableRows
+    from prismrec.data.encode.ids import name_seed
 
-    embedding = {"dim": 4, "tables": {"user_id": {"rows": 6, "hash_ids": True}}}
+    embedding = {"dim": 4, "tables": {"user_id": {"rows": 6, "ids": "hash"}}}
     world = make_world(embedding=embedding)
     raw = random_raw(3)
     raw["user_id"] = [10**15 + 7, -3, None]
-    rows, _ = row_ids(np.array([10**15 + 7, -3]), 6, name_seed("user_id"))
+    encode = HashEncoder(TableRows(6), (name_seed("user_id"),))
+    rows, _ = encode(np.array([10**15 + 7, -3]))
     known = {**raw, "user_id": [*rows.tolist(), 99]}
     # A missing value makes pandas hold the ids as floats, but not Arrow.
     arrow = {**raw, "user_id": pa.array(raw["user_id"])}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prismrec.config import UserError
+from prismrec.embeddings.sets import EmbeddingSet, TableSpec
 from prismrec.serving.tables import FeatureRows, TableLookup, TableType, encode_table
-from tests.unit.serving.world import make_world
+from tests.unit.serving.world import AME, TWO, World, make_world
 
 # Largest error of a number over the range of its row: half a step of 2^bits - 1 steps, and the
 # rounding of scale and offset to half precision (2^-11 of each, the scale once per step).
@@ -53,36 +57,63 @@ def test_numbers_that_do_not_fit_are_named(
         encode_table(weight, table_type, "users/wide")
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=3, max_size=3),
     st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4"]),
+    st.sampled_from([TWO, AME]),
     st.integers(0, 3),
 )
-def test_lookup_equals_a_plain_sum(bags: list[list[int]], table_type: TableType, seed: int) -> None:
-    """Weighted sums and means, empty bags, a table shared by two features, two widths."""
-    world = make_world()
+def test_lookup_equals_a_plain_sum(
+    bags: list[list[int]], table_type: TableType, sets: Any, seed: int
+) -> None:
+    """Weighted sums and means, empty bags, a table shared by two features, sets of some features."""
+    world = make_world(embedding={"sets": sets})
     generator = torch.Generator().manual_seed(seed)
-    lookup = TableLookup(
-        world.spec,
-        table_type,
-        lambda t, s: encode_table(world.tables[t.name, s.name], table_type, t.name),
-    )
+    lookup = _lookup(world, table_type)
     lengths = torch.tensor([len(bag) for bag in bags])
     flat = torch.tensor([each for bag in bags for each in bag], dtype=torch.int64)
     weights = torch.rand(len(flat), generator=generator)
     single = FeatureRows(torch.tensor([0, 4, 5]), torch.ones(3, dtype=torch.int64))
     features = [single, single, FeatureRows(flat, lengths, weights), FeatureRows(flat, lengths)]
-    got = lookup(features)
-    assert [tuple(each.shape) for each in got] == [(3, 4, 8), (3, 4, 4), (3, 4, 4)]
-    for each, set_ in zip(got, world.spec.sets, strict=True):
+    by_name = dict(zip(world.spec.fields, features, strict=True))
+    for each, set_ in zip(lookup(features), world.spec.sets, strict=True):
+        names = world.spec.fields_of(set_)
+        assert each.shape == (3, len(names), set_.dim)
         for row in range(3):
-            for field, feature in enumerate(features):
-                table = world.spec.table_of(world.spec.fields[field])
+            for field, name in enumerate(names):
+                table = world.spec.table_of(name)
                 weight = world.tables[table.name, set_.name]
-                expected, bound = _plain(weight, feature, row, table.pooling == "mean")
+                is_mean = (set_.pooling or table.pooling) == "mean"
+                expected, bound = _plain(weight, by_name[name], row, is_mean)
                 error = (each[row, field] - expected).abs().max()
                 assert error <= bound * RELATIVE[table_type] + 1e-6
+
+
+def _lookup(world: World, table_type: TableType) -> TableLookup:
+    reads = Counter()
+
+    def read(table: TableSpec, each: EmbeddingSet) -> Tensor:
+        reads[table.name, each.name] += 1
+        return encode_table(world.tables[table.name, each.name], table_type, table.name)
+
+    lookup = TableLookup(world.spec, table_type, read)
+    assert reads == dict.fromkeys(world.tables, 1), "every set of every table once, and no more"
+    return lookup
+
+
+def test_sets_that_are_pooled_alike_are_views_of_one_lookup() -> None:
+    """`means` pools otherwise, `half` and `sums` cover less; an id is looked up once for the rest."""
+    world = make_world(embedding={"sets": AME})
+    single = FeatureRows(torch.tensor([0, 1]), torch.ones(2, dtype=torch.int64))
+    wide, half, means, sums, quick, linear = _lookup(world, "fp32")([single] * 4)
+    # columns: wide, quick, linear of 4 fields; half of 3; means of 4; sums of 2
+    row = 4 * (8 + 8 + 4) + 3 * 4 + 4 * 12 + 2 * 4
+    strides = {"wide": 20, "half": 4, "means": 12, "sums": 4, "quick": 20, "linear": 20}
+    views = {"wide": wide, "half": half, "means": means, "sums": sums, "quick": quick}
+    for name, view in {**views, "linear": linear}.items():
+        assert view.stride() == (row, strides[name], 1), name
+        assert view.untyped_storage().data_ptr() == wide.untyped_storage().data_ptr()
 
 
 def _plain(weight: Tensor, feature: FeatureRows, row: int, is_mean: bool) -> tuple[Tensor, float]:
@@ -101,9 +132,7 @@ def _plain(weight: Tensor, feature: FeatureRows, row: int, is_mean: bool) -> tup
 
 def test_no_rows_give_empty_vectors() -> None:
     world = make_world()
-    lookup = TableLookup(
-        world.spec, "int8", lambda t, s: encode_table(world.tables[t.name, s.name], "int8", "")
-    )
+    lookup = _lookup(world, "int8")
     none = FeatureRows(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     assert [tuple(each.shape) for each in lookup([none] * 4)] == [(0, 4, 8), (0, 4, 4), (0, 4, 4)]
     assert lookup.num_bytes == (6 + 8 + 5) * ((8 + 4) + (4 + 4) + (4 + 4))

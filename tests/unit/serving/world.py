@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prismrec.config import Recipe, from_dict
 from prismrec.data.schema import Column, DataSchema
-from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec
 from prismrec.models import needs_linear, spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.inference import InferenceModel, build_head
@@ -31,6 +31,20 @@ RAW: dict[str, Any] = {
 """Five rows with every case: known, too large, negative and missing ids, empty and missing bags."""
 
 
+TWO = [{"name": "wide", "dim": 8}, {"name": "narrow", "dim": 4}]
+AME = [
+    {"name": "wide", "dim": 8},
+    {"name": "half", "dim": 4, "data_type": "fp16", "features": ["user_id", "hist", "tags"]},
+    {"name": "means", "dim": 12, "pooling": "mean"},
+    {"name": "sums", "dim": 4, "pooling": "sum", "features": ["tags", "hist"]},
+    {"name": "quick", "dim": 8, "learning_rate": 0.5, "optimizer": {"name": "sgd"}},
+]
+"""Sets of several widths, coverages, types, poolings and optimizers.
+
+`hist` is summed and `tags` averaged by themselves: `means` averages both, `sums` adds both up.
+"""
+
+
 def recipe(**overrides: Any) -> Recipe:
     """Two sets over three tables, weighted and mean bags, two tasks, one down-sampled."""
     tree: dict[str, Any] = {
@@ -46,7 +60,7 @@ def recipe(**overrides: Any) -> Recipe:
             "dense": ["age", "is_new"],
             "group": "user_id",
         },
-        "embedding": {"sets": [{"name": "wide", "dim": 8}, {"name": "narrow", "dim": 4}]},
+        "embedding": {"sets": TWO},
         "model": {"name": "deepfm", "hidden": [8, 4]},
         "tasks": [
             {"name": "click", "label": "clicked", "negative_rate": 0.1},
@@ -97,7 +111,7 @@ class World:
     def expected_logits(self, raw: dict[str, Any]) -> Tensor:
         """One row, one feature, one id at a time."""
         rows = len(raw["user_id"])
-        sets = [self._pooled(raw, s.name, s.dim, rows) for s in self.spec.sets]
+        sets = [self._pooled(raw, each, rows) for each in self.spec.sets]
         dense = torch.tensor(
             [[0.0 if v is None else float(v) for v in raw[name]] for name in ("age", "is_new")]
         ).T
@@ -106,11 +120,14 @@ class World:
         rates = [math.log(task.negative_rate) for task in self.recipe.tasks]
         return (logits + torch.tensor(rates)).detach()
 
-    def _pooled(self, raw: dict[str, Any], set_name: str, dim: int, rows: int) -> Tensor:
-        pooled = torch.zeros(rows, len(self.spec.fields), dim)
-        for field, feature in enumerate(self.recipe.features.sparse):
+    def _pooled(self, raw: dict[str, Any], each_set: EmbeddingSet, rows: int) -> Tensor:
+        names = self.spec.fields_of(each_set)
+        covered = [each for each in self.recipe.features.sparse if each.name in names]
+        pooled = torch.zeros(rows, len(names), each_set.dim)
+        for field, feature in enumerate(covered):
             table = self.spec.table_of(feature.name)
-            weight = self.tables[table.name, set_name]
+            weight = self.tables[table.name, each_set.name]
+            pooling = each_set.pooling or feature.pooling
             for row in range(rows):
                 bag = raw[feature.source][row]
                 bag = bag if isinstance(bag, list) else [] if feature.source in LISTS else [bag]
@@ -118,7 +135,7 @@ class World:
                 for each, factor in zip(bag, factors or [], strict=True):
                     known = each is not None and 0 <= each < table.rows - 1
                     pooled[row, field] += factor * weight[each if known else table.rows - 1]
-                if feature.pooling == "mean" and bag:
+                if pooling == "mean" and bag:
                     pooled[row, field] /= len(bag)
         return pooled
 
@@ -127,15 +144,19 @@ LISTS = ("hist", "tags")
 
 
 def make_world(scale: float = 0.5, **overrides: Any) -> World:
-    """Random tables and head, the same ones each time."""
+    """Random tables and head, the same ones each time; tables of fp16 hold numbers that fp16 has."""
     chosen = recipe(**overrides)
     spec = spec_of(chosen, SCHEMA)
     generator = torch.Generator().manual_seed(3)
     tables = {
         (table.name, each.name): torch.randn(table.rows, each.dim, generator=generator) * scale
         for table in spec.tables
-        for each in spec.sets
+        for each in spec.sets_of(table)
     }
+    for table in spec.tables:
+        for each in spec.sets_of(table):
+            if spec.form(table, each).data_type == "fp16":
+                tables[table.name, each.name] = tables[table.name, each.name].half().float()
     head = build_head(chosen, spec)
     with torch.no_grad():
         for parameter in head.parameters():

@@ -12,7 +12,6 @@ import torch
 from prismrec.config import UserError
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import open_data
-from prismrec.models import spec_of
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.process_group import Ranks
 from prismrec.train.state import TrainState
@@ -30,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def splits_of(data: Path, *changes: str, ranks: Ranks = ALONE) -> Splits:
     recipe, source = make_recipe(data, *changes), open_data(data)
-    return Splits(recipe, source, spec_of(recipe, source.schema), ranks)
+    return Splits(recipe, source, ranks)
 
 
 def test_the_length_of_a_run(data: Path) -> None:
@@ -76,7 +75,7 @@ def test_how_often_training_sees_each_row_of_a_table(data: Path) -> None:
     assert frequency is not None
     assert frequency.tolist() == [seen[row] for row in range(NUM_ITEMS + 1)]
     assert splits_of(data).frequency() is None
-    with pytest.raises(UserError, match="'tags' is not a sparse feature with one id per row; such"):
+    with pytest.raises(UserError, match="'tags' is not a sparse feature with one id per row,"):
         splits_of(data, "evaluate.frequency_of='tags'").frequency()
 
 

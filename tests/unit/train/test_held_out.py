@@ -40,7 +40,7 @@ def build(recipe: Recipe, ranks: Ranks, *, is_bf16: bool) -> tuple[Splits, Shard
     source = open_data(recipe.data.path)
     spec = spec_of(recipe, source.schema)
     sharded = shard_model(recipe, spec, ranks, is_bf16=is_bf16, total_steps=5)
-    return Splits(recipe, source, spec, ranks), sharded
+    return Splits(recipe, source, ranks), sharded
 
 
 def test_every_test_row_has_the_trainers_logit(

@@ -38,12 +38,12 @@ class WorksOnIds(TrainModel):
     """A model that does something before it looks up."""
 
     def __init__(self, parts: ModelParts) -> None:
-        super().__init__(parts.model.tables, parts.leaf)
+        super().__init__(parts.model.tables, None, parts.leaf)
         self.detour = Detour()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         pooled = self.tables(self.detour(batch.sparse))
-        return self.leaf(pooled, batch.dense, batch.labels, batch.valid, batch.weights)
+        return self.leaf((pooled,), batch.dense, batch.labels, batch.valid, batch.weights)
 
 
 class Wrapped(TrainModel):
@@ -52,7 +52,7 @@ class Wrapped(TrainModel):
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         pooled = self.tables(batch.sparse)
         weights = batch.weights * 2 / 2
-        return self.leaf(pooled, batch.dense, batch.labels, batch.valid, weights)
+        return self.leaf((pooled,), batch.dense, batch.labels, batch.valid, weights)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def built(place: Path) -> Iterator[tuple[Splits, ShardedModel]]:
     spec = spec_of(recipe, source.schema)
     with process_group("cpu") as ranks:
         model = sharding.shard_model(recipe, spec, ranks, is_bf16=False, total_steps=9)
-        yield Splits(recipe, source, spec, ranks), model
+        yield Splits(recipe, source, ranks), model
 
 
 def use(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[ModelParts], TrainModel]) -> None:
@@ -89,7 +89,7 @@ def test_a_model_that_works_on_ids_before_the_lookup_is_refused(
 def test_work_behind_the_lookup_costs_no_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, lambda parts: Wrapped(parts.model.tables, parts.leaf))
+    use(monkeypatch, lambda parts: Wrapped(parts.model.tables, None, parts.leaf))
     with built(tmp_path) as (splits, sharded):
         loss, _, _ = Pipeline(sharded).step(batch for batch, _ in splits.train.epoch())
         assert 0.3 < loss < 2

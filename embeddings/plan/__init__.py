@@ -1,0 +1,42 @@
+"""Where every table goes: a search over TorchRec's prices, under rules that keep the numbers the same."""
+
+from prismrec.embeddings.plan.agree import (
+    agreed_placement,
+    agreed_plan,
+    data_parallel_tables,
+    plan_tables,
+)
+from prismrec.embeddings.plan.expand import KINDS, TablePlace, sharding_plan
+from prismrec.embeddings.plan.find import Plan, PlannedTable, find_plan
+from prismrec.embeddings.plan.layouts import choose_layouts, layout_choices, with_layouts
+from prismrec.embeddings.plan.lines import line_of, place_of, predicted_bytes
+from prismrec.embeddings.plan.misfit import misfit, remedies, shortage, table_bytes
+from prismrec.embeddings.plan.placement import Placement, device_memory, host_memory_per_rank
+from prismrec.embeddings.plan.rules import refused_kinds
+
+__all__ = [
+    "KINDS",
+    "Placement",
+    "Plan",
+    "PlannedTable",
+    "TablePlace",
+    "agreed_placement",
+    "agreed_plan",
+    "choose_layouts",
+    "data_parallel_tables",
+    "device_memory",
+    "find_plan",
+    "host_memory_per_rank",
+    "layout_choices",
+    "line_of",
+    "misfit",
+    "place_of",
+    "plan_tables",
+    "predicted_bytes",
+    "refused_kinds",
+    "remedies",
+    "sharding_plan",
+    "shortage",
+    "table_bytes",
+    "with_layouts",
+]
