@@ -62,15 +62,6 @@ def check_optimizers(spec: EmbeddingSpec, device: str) -> None:
                 raise UserError(problem)
 
 
-def plain_problem(optimizer: TableOptimizer) -> str | None:
-    """Why a table that is not fused cannot be trained by a rule as a fused one would; None if it can."""
-    if optimizer.name not in _PLAIN:
-        return f"such tables are not fused, and {optimizer.name} has no plain form with its numbers"
-    if optimizer.clip is not None:
-        return "such tables are not fused, and the gradients of their bags cannot be clipped one by one"
-    return None
-
-
 def fused_arguments(optimizer: TableOptimizer) -> dict[str, Any]:
     """Arguments of FBGEMM's kernel.
 

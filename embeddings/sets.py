@@ -27,10 +27,6 @@ from prismrec.data.encode.tables import id_tables
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.managed.spec import ManagedRows, managed_rows
 
-ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
-"""Optimizers that keep one number per row, for all columns of a shard."""
-
-
 Pooling = Literal["sum", "mean"]
 
 

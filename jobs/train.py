@@ -21,6 +21,7 @@ from prismrec.config.redact import without_password
 from prismrec.data.encode.vocabulary import with_absolute_paths
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.optimizers import check_optimizers
+from prismrec.embeddings.plan import Placement, check_ways, choose_layouts
 from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
@@ -31,6 +32,9 @@ from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.process_group import resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles, latest_run, new_run
+
+_ANY_MEMORY = 2**62
+"""Bytes of a rank where its memory is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +234,11 @@ def check_before_start(recipe: Recipe) -> DataSource:
     """
     source = open_data(recipe.data.path)
     device = resolve_device(recipe.train.device)
-    check_optimizers(spec_of(recipe, source.schema), device)
+    spec, count = spec_of(recipe, source.schema), recipe.workers.count
+    check_optimizers(spec, device)
+    copies = recipe.embedding.ranks_per_copy
+    machines = Placement(count, count, device, _ANY_MEMORY, 1).one_copy(copies)
+    check_ways(choose_layouts(spec, machines), machines)
     return source
 
 

@@ -12,7 +12,7 @@ from prismrec.embeddings.plan.layouts import choose_layouts, layout_choices, wit
 from prismrec.embeddings.plan.lines import line_of, place_of, predicted_bytes
 from prismrec.embeddings.plan.misfit import misfit, remedies, shortage, table_bytes
 from prismrec.embeddings.plan.placement import Placement, device_memory, host_memory_per_rank
-from prismrec.embeddings.plan.rules import refused_kinds
+from prismrec.embeddings.plan.rules import check_ways
 
 __all__ = [
     "KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "TablePlace",
     "agreed_placement",
     "agreed_plan",
+    "check_ways",
     "choose_layouts",
     "data_parallel_tables",
     "device_memory",
@@ -33,7 +34,6 @@ __all__ = [
     "place_of",
     "plan_tables",
     "predicted_bytes",
-    "refused_kinds",
     "remedies",
     "sharding_plan",
     "shortage",

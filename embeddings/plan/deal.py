@@ -71,8 +71,7 @@ def first_layouts(
         fitting = [each for each in dealt if each is not None]
         return sorted(fitting, key=lambda each: each[0])[:1], len(fitting) == len(dealt)
 
-    needed = [min(_memory_work(each, placement) for each in options) for options in choices]
-    if sum(needed) > placement.world_size:
+    if not _may_fit(choices, placement):
         return []
     found: list[tuple[float, Layout]] = []
     for weight in _MEMORY_WEIGHTS:
@@ -80,7 +79,7 @@ def first_layouts(
         found = sorted(found + more, key=lambda each: each[0])[:1]
         if all_fit:
             break
-    found += best(_by_kind(choices))[0]
+    found += best(_by_kind(choices, placement))[0]
     layouts = [layout for _, layout in found]
     return [
         each for index, each in enumerate(layouts) if all(each is not x for x in layouts[:index])
@@ -93,10 +92,36 @@ def memory_share(piece: Piece, placement: Placement) -> float:
     return max(on_host, piece.device / max(1, placement.device_room) if piece.device else 0.0)
 
 
+def _may_fit(choices: Choices, placement: Placement) -> bool:
+    """Whether the memory of all ranks is enough, and each table has a way with room on empty ranks."""
+    least = [
+        min(_memory_work(option, placement) for option in options if _fits_alone(option, placement))
+        if any(_fits_alone(option, placement) for option in options)
+        else np.inf
+        for options in choices
+    ]
+    return sum(least) <= placement.world_size
+
+
+def _fits_alone(option: Option, placement: Placement) -> bool:
+    return all(memory_share(piece, placement) <= 1 for piece in option.pieces)
+
+
+def _work(choices: Choices, placement: Placement) -> list[NDArray[np.float64]]:
+    """Milliseconds over all ranks of each way; infinite where it does not even fit alone."""
+    return [
+        np.array([option.work if _fits_alone(option, placement) else np.inf for option in options])
+        for options in choices
+    ]
+
+
 def _by_limit(choices: Choices, placement: Placement, weight: float) -> Iterator[_Selection]:
     """The least work and memory for every table, under several limits of a strip's time."""
-    slowest = [np.array([option.slowest for option in options]) for options in choices]
-    work = [np.array([option.work for option in options]) for options in choices]
+    work = _work(choices, placement)
+    slowest = [
+        np.where(np.isinf(each), np.inf, [option.slowest for option in options])
+        for each, options in zip(work, choices, strict=True)
+    ]
     unit = weight * sum(float(each.min()) for each in work) / placement.world_size
     scores = [
         each + unit * np.array([_memory_work(option, placement) for option in options])
@@ -108,12 +133,14 @@ def _by_limit(choices: Choices, placement: Placement, weight: float) -> Iterator
         )
 
 
-def _by_kind(choices: Choices) -> Iterator[_Selection]:
+def _by_kind(choices: Choices, placement: Placement) -> Iterator[_Selection]:
     """One kind for every table that may take it, the least work for the others."""
-    work = [np.array([option.work for option in options]) for options in choices]
-    kinds = [np.array([option.cut.kind for option in options]) for options in choices]
+    work = _work(choices, placement)
     for kind in KINDS:
-        yield tuple(_cheapest(score, each == kind) for score, each in zip(work, kinds, strict=True))
+        yield tuple(
+            _cheapest(score, np.array([option.cut.kind == kind for option in options]))
+            for score, options in zip(work, choices, strict=True)
+        )
 
 
 def _memory_work(option: Option, placement: Placement) -> float:
@@ -124,15 +151,16 @@ def _memory_work(option: Option, placement: Placement) -> float:
 def _limits(slowest: list[NDArray[np.float64]]) -> list[float]:
     """Longest times of a strip to try, from any to the shortest that every table can keep."""
     times = np.unique(np.concatenate(slowest))
-    times = times[times >= max(float(each.min()) for each in slowest)]
+    times = times[np.isfinite(times) & (times >= max(float(each.min()) for each in slowest))]
     count = min(max(_LIMITS[0], _DEALT_TABLES // len(slowest)), _LIMITS[1], len(times))
     places = np.linspace(0, len(times) - 1, count).round().astype(int)
     return [float(times[place]) for place in places[::-1]]
 
 
 def _cheapest(score: NDArray[np.float64], allowed: NDArray[np.bool_]) -> int:
-    """The lowest score of those allowed, or of all where none is."""
-    return int(np.argmin(np.where(allowed, score, np.inf) if allowed.any() else score))
+    """The lowest score of those allowed, or of all where none of them is finite."""
+    among = np.where(allowed, score, np.inf)
+    return int(np.argmin(among if np.isfinite(among).any() else score))
 
 
 def _dealt(

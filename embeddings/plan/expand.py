@@ -31,9 +31,6 @@ KINDS = (
 )
 """Ways to place a table, as a recipe calls them."""
 
-COLUMN_KINDS = ("column_wise", "table_column_wise", "grid")
-"""Those that cut a table's columns."""
-
 HOST_KINDS = ("table_row_wise", "table_column_wise", "grid")
 """Those that keep a table, or each strip of its columns, on the ranks of one host."""
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from prismrec.config.embedding import COUPLING_OPTIMIZERS, MAX_WIDTH, Layout
+from prismrec.config.placement import COLUMN_KINDS, refused_kinds
 from prismrec.embeddings.memory import block_bytes
-from prismrec.embeddings.plan.expand import COLUMN_KINDS
 from prismrec.embeddings.plan.placement import Placement
-from prismrec.embeddings.plan.rules import refused_kinds
 from prismrec.embeddings.plan.sizes import size
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec, packed_sets
 

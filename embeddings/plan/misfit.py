@@ -11,9 +11,9 @@ import numpy as np
 
 from prismrec.config import UserError
 from prismrec.config.embedding import ShardingKind
+from prismrec.config.placement import COLUMN_KINDS
 from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.memory import block_bytes
-from prismrec.embeddings.plan.expand import COLUMN_KINDS
 from prismrec.embeddings.plan.find import Plan, PlannedTable, find_plan
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.plan.rules import UVM_KERNELS, impossible_kinds

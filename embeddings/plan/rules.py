@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from prismrec.config import UserError
-from prismrec.config.embedding import MAX_WIDTH, Kernel, TableOptimizer
-from prismrec.embeddings.collection import PhysicalTable
+from prismrec.config.embedding import MAX_WIDTH, Kernel
+from prismrec.config.placement import COLUMN_KINDS, ROW_WISE_STATE, refused_kinds
+from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.communication import refused_by_communication
-from prismrec.embeddings.optimizers import plain_problem
-from prismrec.embeddings.plan.expand import COLUMN_KINDS, HOST_KINDS, KINDS, even_widths
+from prismrec.embeddings.plan.expand import HOST_KINDS, KINDS, even_widths
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.plan.price import DENSE, Cut
-from prismrec.embeddings.sets import ROW_WISE_STATE, EmbeddingSpec
+from prismrec.embeddings.sets import EmbeddingSpec
 
 FUSED = "fused"
 UVM_KERNELS: tuple[Kernel, ...] = ("fused_uvm_caching", "fused_uvm")
@@ -22,40 +22,6 @@ UVM_KERNELS: tuple[Kernel, ...] = ("fused_uvm_caching", "fused_uvm")
 
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of strips that the search tries for a table."""
-
-
-def refused_kinds(
-    optimizer: TableOptimizer, data_type: str, *, may_couple: bool = False
-) -> dict[str, str]:
-    """Kinds that would change the numbers, with the reason, by kind.
-
-    >>> sorted(refused_kinds(TableOptimizer(name="rowwise_adagrad"), "fp32"))
-    ['column_wise', 'data_parallel', 'grid', 'table_column_wise']
-
-    Args:
-        optimizer: the table's.
-        data_type: storage type of its weights.
-        may_couple: allow an accumulator for each row and strip of columns.
-    """
-    refused = {}
-    if optimizer.name in ROW_WISE_STATE:
-        for kind in () if may_couple else COLUMN_KINDS:
-            refused[kind] = (
-                f"{optimizer.name} would keep an accumulator for each row and shard, which "
-                "embedding.allow_coupled_sets = true allows"
-            )
-    if optimizer.name == "lamb":
-        for kind in COLUMN_KINDS:
-            refused[kind] = "lamb scales each row's step by the norm of the row in its shard"
-    if optimizer.max_norm is not None:
-        for kind in COLUMN_KINDS:
-            refused[kind] = "max_norm would bound the row in each shard, not the whole row"
-    plain = plain_problem(optimizer)
-    if plain is None and data_type != "fp32":
-        plain = "such tables are trained in fp32 only"
-    if plain is not None:
-        refused["data_parallel"] = plain
-    return refused
 
 
 def impossible_kinds(
@@ -114,6 +80,20 @@ def check_kernel(physical: PhysicalTable, placement: Placement) -> None:
         )
 
 
+def check_ways(spec: EmbeddingSpec, placement: Placement) -> None:
+    """Refuse tables that could be placed in no way, whatever the memory.
+
+    Args:
+        spec: what the tables are, every layout chosen.
+        placement: the machines.
+
+    Raises:
+        UserError: naming the first such table, what rules its placement out, and what is left.
+    """
+    for physical in physical_tables(spec):
+        ways(physical, spec, placement, in_host_memory=False)
+
+
 def ways(
     physical: PhysicalTable, spec: EmbeddingSpec, placement: Placement, *, in_host_memory: bool
 ) -> list[Cut]:
@@ -155,7 +135,10 @@ def _kinds(physical: PhysicalTable, spec: EmbeddingSpec, placement: Placement) -
     if kind != "auto":
         return [kind]
     if placement.world_size == 1:  # there is no one to share a table with
-        return [next(each for each in ("table_wise", "row_wise", "column_wise") if each in left)]
+        alone: list[str] = [
+            each for each in ("table_wise", "row_wise", "column_wise") if each in left
+        ]
+        return [each for each in alone if _widths(physical, each, placement)][:1]
     if placement.num_hosts == 1 or placement.local_world_size == 1:  # other kinds do the same
         left = [each for each in left if each not in HOST_KINDS]
     return left
@@ -178,12 +161,14 @@ def _widths(physical: PhysicalTable, kind: str, placement: Placement) -> list[tu
     }[kind]
     if is_spread(physical):
         return [set_strips([stop - start for start, stop in physical.slices.values()], places)]
-    fewest = -(-width // MAX_WIDTH)
-    most = max(fewest, min(places, width // 4))
+    units, fewest = width // 4, -(-width // MAX_WIDTH)
+    if fewest > places:  # strips that share a rank must be equally wide, see `set_strips`
+        fewest = next(each for each in range(fewest, units + 1) if units % each == 0)
+    most = max(fewest, min(places, units))
     parts = [each for each in _PARTS if fewest <= each <= most]
     if fewest > 1 or not parts:  # a table that must be cut, or that has no one to share it with
         parts.insert(0, fewest)
-    if most > 1 and physical.table.sharding != "auto" and most not in parts and most <= _PARTS[-1]:
+    if most > 1 and physical.table.sharding != "auto" and most <= _PARTS[-1]:
         parts.append(most)
     return [even_widths(width, each) for each in dict.fromkeys(parts)]
 

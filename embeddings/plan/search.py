@@ -29,10 +29,16 @@ _ROUNDS = 60
 """Times that tables of several ranks are dealt again at once."""
 _GROUP = 5
 """Tables of the busiest rank, and of all, that are then dealt again at most."""
+_LEFT_OUT = 0.2
+"""Share of a table's ways that are left out then, for the sake of trying others."""
 _TIE = 1e-9
 """Relative difference of times that is none."""
 _SHARPNESS = 12
 """The larger, the more the busiest ranks alone decide what is an improvement."""
+
+
+_Order = tuple[int, Sequence[int]]
+"""A table, and the ways that it may take."""
 
 
 def best_layout(
@@ -107,21 +113,28 @@ def _improve(
         busy = _on_busiest(layout, choices, cluster)
         for table in busy:
             trials += len(choices[table])
-            if _dealt_again([table], layout, choices, cluster) or trials >= _TRIALS:
+            everything: list[_Order] = [(table, range(len(choices[table])))]
+            if _dealt_again(everything, layout, choices, cluster) or trials >= _TRIALS:
                 break
         else:
             rounds += 1
-            some = _some(busy, len(choices), draw)
-            trials += sum(len(choices[table]) for table in some)
+            some = _some(busy, choices, draw)
+            trials += sum(len(allowed) for _, allowed in some)
             _dealt_again(some, layout, choices, cluster)
         told(min(1.0, trials / _TRIALS))
 
 
-def _some(busy: list[int], tables: int, draw: np.random.Generator) -> list[int]:
-    """Some tables of the busiest rank and some of all, the former first."""
+def _some(busy: list[int], choices: Choices, draw: np.random.Generator) -> list[_Order]:
+    """Some tables of the busiest rank and some of all, in any order, each without a few of its ways."""
     few = draw.permutation(busy)[: draw.integers(1, _GROUP + 1)]
-    others = draw.integers(0, tables, _GROUP)
-    return list(dict.fromkeys(int(table) for table in (*few, *others)))
+    others = draw.integers(0, len(choices), _GROUP)
+    tables = draw.permutation(list(dict.fromkeys((*few, *others))))
+    orders: list[_Order] = []
+    for table in tables:
+        kept = draw.random(len(choices[table])) >= _LEFT_OUT
+        kept[draw.integers(len(kept))] = True
+        orders.append((int(table), np.flatnonzero(kept).tolist()))
+    return orders
 
 
 def _on_busiest(layout: Layout, choices: Choices, cluster: Cluster) -> list[int]:
@@ -140,22 +153,30 @@ def _on_busiest(layout: Layout, choices: Choices, cluster: Cluster) -> list[int]
     return [table for _, table in sorted(found)]
 
 
-def _dealt_again(tables: list[int], layout: Layout, choices: Choices, cluster: Cluster) -> bool:
-    """Give some tables the ways and ranks that help most; false, and all as before, if none do."""
-    before = {table: (layout.chosen[table], layout.ranks[table]) for table in tables}
+def _dealt_again(
+    orders: Sequence[_Order], layout: Layout, choices: Choices, cluster: Cluster
+) -> bool:
+    """Give tables in turn the way and ranks that help most; false, and all as before, if that does not.
+
+    Args:
+        orders: the tables in their turns, with the ways that each may take.
+        layout: changed where that helps.
+        choices: every table's priced ways.
+        cluster: the ranks with all tables on them.
+    """
+    before = {table: (layout.chosen[table], layout.ranks[table]) for table, _ in orders}
     top = float(cluster.ms.max())
-    allowed = _unevenness(cluster.ms, top) * (1 - _TIE)
+    bound = _unevenness(cluster.ms, top) * (1 - _TIE)
     for table, (index, ranks) in before.items():
         cluster.put(choices[table][index], ranks, -1)
     after: dict[int, tuple[int, Ranks]] = {}
-    order = sorted(tables, key=lambda table: -choices[table][before[table][0]].slowest)
-    for table in order:
-        found = _best_way(choices[table], cluster, top)
+    for table, allowed in orders:
+        found = _best_way(choices[table], allowed, cluster, top)
         if found is None:
             break
         after[table] = found
         cluster.put(choices[table][found[0]], found[1])
-    helps = len(after) == len(tables) and _unevenness(cluster.ms, top) < allowed
+    helps = len(after) == len(before) and _unevenness(cluster.ms, top) < bound
     if not helps:
         for table, (index, ranks) in after.items():
             cluster.put(choices[table][index], ranks, -1)
@@ -167,18 +188,20 @@ def _dealt_again(tables: list[int], layout: Layout, choices: Choices, cluster: C
     return True
 
 
-def _best_way(options: Sequence[Option], cluster: Cluster, top: float) -> tuple[int, Ranks] | None:
+def _best_way(
+    options: Sequence[Option], allowed: Sequence[int], cluster: Cluster, top: float
+) -> tuple[int, Ranks] | None:
     """The way and ranks of a table that leave the ranks most even; None where every way lacks room
     or makes some rank take longer than `top`.
     """
     best, least = None, np.inf
-    for index, option in enumerate(options):
-        ranks = cluster.find(option)
+    for index in allowed:
+        ranks = cluster.find(options[index])
         if ranks is None:
             continue
-        cluster.put(option, ranks)
+        cluster.put(options[index], ranks)
         value = _unevenness(cluster.ms, top)
-        cluster.put(option, ranks, -1)
+        cluster.put(options[index], ranks, -1)
         if value < least:
             least, best = value, (index, ranks)
     return best

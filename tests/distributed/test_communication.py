@@ -9,8 +9,8 @@ import torch
 
 from prismrec.config.embedding import Communication, TableOptimizer
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
-from tests.helpers.ranks import run_ranks
-from tests.helpers.sharded import Case, Trained, draw, loss_of, train_cases
+from tests.helpers.sharded import Case, Trained, draw, loss_of
+from tests.helpers.shared_ranks import trained
 from tests.helpers.tables import PlainTables
 
 BATCH, RATE = 32, 0.1
@@ -48,12 +48,17 @@ def _spec(forward: str = "fp32", backward: str = "fp32") -> EmbeddingSpec:
     )
 
 
+def cases(world_size: int) -> list[Case]:
+    """See `tests.helpers.shared_ranks`."""
+    keys = [("fp32", "fp32"), *TYPES] if world_size == 2 else []
+    return [Case(_spec(*types), steps=1, batch=BATCH) for types in keys]
+
+
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[tuple[str, str], list[Trained]]:
     """By types, what both ranks came to after one step."""
+    ranks = trained(2, "test_communication")
     keys = [("fp32", "fp32"), *TYPES]
-    cases = [Case(_spec(*types), steps=1, batch=BATCH) for types in keys]
-    ranks = run_ranks(train_cases, 2, cases, timeout_s=240)
     return {key: [rank[index] for rank in ranks] for index, key in enumerate(keys)}
 
 
@@ -146,8 +151,8 @@ def test_every_kind_uses_the_type(
         ]
         changed = {
             shard.table
-            for rank, trained in enumerate(two_ranks[types])
-            for shard in trained.shards
+            for rank, of_rank in enumerate(two_ranks[types])
+            for shard in of_rank.shards
             if not torch.equal(shard.weight, weights[rank][shard.key, shard.row, shard.col])
         }
         assert changed == {table.name for table in spec.tables} - set(PLAIN)

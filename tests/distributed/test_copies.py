@@ -13,7 +13,8 @@ from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers import runs as train
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import Start, make_recipe, train_each, write_rows
-from tests.helpers.sharded import BATCH, Case, Trained, draw, loss_of, train_cases
+from tests.helpers.sharded import BATCH, Case, Trained, draw, loss_of
+from tests.helpers.shared_ranks import trained
 from tests.helpers.tables import Bags, PlainTables, Weights
 
 KINDS = ("table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid")
@@ -82,16 +83,22 @@ def _expected(sync_every: int) -> tuple[list[PlainTables], list[list[torch.Tenso
     return copies, outputs
 
 
+AVERAGES = (1, 2, None)
+
+
+def cases(world_size: int) -> list[Case]:
+    """See `tests.helpers.shared_ranks`."""
+    if world_size != 4:
+        return []
+    copied = [Case(_spec(), STEPS, hosts=2, ranks_per_copy=2, sync_every=n) for n in (1, 2)]
+    return [*copied, Case(_spec(), STEPS, hosts=2)]
+
+
 @pytest.fixture(scope="module")
 def four_ranks() -> dict[int | None, list[Trained]]:
     """By steps between averages, what each rank came to; None without copies."""
-    keys = (1, 2, None)
-    cases = [
-        Case(_spec(), STEPS, hosts=2, ranks_per_copy=2 if n else None, sync_every=n or 1)
-        for n in keys
-    ]
-    ranks = run_ranks(train_cases, 4, cases, timeout_s=240)
-    return {key: [rank[index] for rank in ranks] for index, key in enumerate(keys)}
+    ranks = trained(4, "test_copies")
+    return {key: [rank[index] for rank in ranks] for index, key in enumerate(AVERAGES)}
 
 
 @pytest.mark.parametrize("sync_every", [1, 2])
@@ -103,8 +110,8 @@ def test_copies_step_alone_and_are_averaged(
         for m, each in enumerate(expected):
             got = torch.cat([rank.outputs[step][m] for rank in ranks])
             _close(got, each, 1e-2 if _spec().sets[m].name == "half" else 1e-5)
-    for rank, trained in enumerate(ranks):
-        for shard in trained.shards:
+    for rank, of_rank in enumerate(ranks):
+        for shard in of_rank.shards:
             plain, rows = copies[rank // 2], slice(shard.row, shard.row + shard.weight.shape[0])
             block = (rows, slice(shard.col, shard.col + shard.weight.shape[1]))
             bound = 5e-3 if shard.set_name == "half" else 1e-5
@@ -184,6 +191,13 @@ def test_a_run_with_copies_that_are_always_averaged_is_one_without(
     for key, expected in _saved(one).items():
         torch.testing.assert_close(tables[key], expected, atol=1e-6, rtol=1e-5)
     assert one.losses[0] != pytest.approx(one.losses[-1], abs=1e-3)
+    for run, whole in ((one, 0.5), (averaged, 1.0)):
+        (predicted,), (held,) = (
+            run.log[f"memory/{n}_bytes"].values() for n in ("predicted", "table")
+        )
+        everything = sum(table.numel() * 4 for table in tables.values())
+        assert predicted == held
+        assert whole * everything <= held <= everything
 
 
 def test_a_resumed_run_with_copies_goes_on_where_it_was(runs: dict[str, train.Trained]) -> None:

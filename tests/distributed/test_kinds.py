@@ -7,7 +7,7 @@ A whole cross product is one collection: a table for each cell, all of them trai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -15,8 +15,8 @@ import torch
 
 from prismrec.config.embedding import TableOptimizer
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
-from tests.helpers.ranks import run_ranks
-from tests.helpers.sharded import Case, Trained, draw, loss_of, places, together, train_cases
+from tests.helpers.sharded import Case, Trained, draw, loss_of, places, together
+from tests.helpers.shared_ranks import trained
 from tests.helpers.tables import PlainTables
 
 WORLDS = {1: 1, 2: 1, 4: 2}
@@ -151,11 +151,9 @@ def _expected(name: str, world: int) -> Expected:
     return Expected(outputs, plain)
 
 
-@cache
-def _trained(world: int) -> list[list[Trained]]:
-    """By rank, what each specification came to."""
-    cases = [Case(make(), hosts=WORLDS[world]) for make in SPECS.values()]
-    return run_ranks(train_cases, world, cases, timeout_s=280)
+def cases(world_size: int) -> list[Case]:
+    """See `tests.helpers.shared_ranks`."""
+    return [Case(make(), hosts=WORLDS[world_size]) for make in SPECS.values()]
 
 
 CELLS = [
@@ -169,7 +167,7 @@ CELLS = [
 @pytest.mark.parametrize(("world", "name", "table"), CELLS)
 def test_sharded_equals_plain(world: int, name: str, table: str) -> None:
     expected, index = _expected(name, world), list(SPECS).index(name)
-    ranks = [results[index] for results in _trained(world)]
+    ranks = [results[index] for results in trained(world, "test_kinds")]
     spec, plain = expected.tables.spec, expected.tables
     (of_table,) = [each for each in spec.tables if each.name == table]
     for m, each in enumerate(spec.sets):
@@ -206,3 +204,15 @@ def _close(got: torch.Tensor, expected: torch.Tensor, bound: float, what: str) -
     torch.testing.assert_close(
         got.double(), expected, atol=bound, rtol=bound, msg=lambda text: f"{what}: {text}"
     )
+
+
+def test_the_clip_among_them_is_at_work() -> None:
+    spec = own()
+    loose = TableOptimizer(name="sgd", learning_rate=0.2)
+    sets = tuple(replace(s, optimizer=loose) if s.name == "sgd" else s for s in spec.sets)
+    clipped, unclipped = PlainTables(spec), PlainTables(replace(spec, sets=sets))
+    for plain in (clipped, unclipped):
+        plain.step(loss_of(plain.lookup(*draw(spec, 0)), 0))
+    for table in spec.tables:
+        key = f"{table.name}/sgd"
+        assert (clipped.weights[key] - unclipped.weights[key]).abs().max() > 1e-2

@@ -17,8 +17,8 @@ from prismrec.embeddings.plan import Placement
 from prismrec.embeddings.plan.rules import ways
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.embeddings.shards import LocalShard
-from tests.helpers.ranks import run_ranks
-from tests.helpers.sharded import Case, Trained, draw, loss_of, train_cases
+from tests.helpers.sharded import Case, Trained, draw, loss_of
+from tests.helpers.shared_ranks import trained
 from tests.helpers.tables import PlainTables, make_spec, whole_tables
 
 KINDS = ("table_wise", "row_wise", "column_wise")
@@ -83,10 +83,15 @@ CASES = {
 }
 
 
+def cases(world_size: int) -> list[Case]:
+    """See `tests.helpers.shared_ranks`."""
+    return list(CASES.values()) if world_size == 2 else []
+
+
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[str, list[Trained]]:
     """By case, what both ranks came to."""
-    ranks = run_ranks(train_cases, 2, list(CASES.values()), timeout_s=240)
+    ranks = trained(2, "test_tables")
     return {name: [rank[index] for rank in ranks] for index, name in enumerate(CASES)}
 
 
@@ -94,8 +99,8 @@ def _weights(ranks: list[Trained], set_name: str) -> dict[tuple[int, str, int, i
     """A set's columns on each rank, of tables that lie on the same ranks in every layout."""
     return {
         (rank, shard.table, shard.row, shard.col + col): shard.weight[:, col]
-        for rank, trained in enumerate(ranks)
-        for shard in trained.shards
+        for rank, of_rank in enumerate(ranks)
+        for shard in of_rank.shards
         if shard.set_name == set_name and shard.table.startswith("row_wise")
         for col in range(shard.weight.shape[1])
     }

@@ -287,7 +287,7 @@ class EmbeddingSection(Section):
     """Ranks that hold the tables together, where the world is large: each further group of as many
     ranks holds a copy, and the copies are averaged every `sync_every` steps. One copy if not given."""
     sync_every: int = Field(default=1, ge=1)
-    """Steps between two averages of the copies."""
+    """Steps between two averages of the copies; evaluations and checkpoints average them too."""
     data_type: DataType = "fp32"
     """Type of the stored weights."""
     init_std: float = Field(default=0.01, gt=0)

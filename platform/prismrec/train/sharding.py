@@ -162,7 +162,8 @@ def shard_model(
     placement = agreed_placement(_placement(recipe, ranks), group)
     placement = placement.one_copy(recipe.embedding.ranks_per_copy)
     check_optimizers(spec, ranks.device.type)
-    check_communication(spec, placement.batch_size)
+    if placement.world_size > 1:
+        check_communication(spec, placement.batch_size)
     spec = choose_layouts(spec, placement)
     parts = build_train_model(recipe, spec, ranks.device, is_bf16=is_bf16)
     lines = agreed_plan(spec, placement, group)

@@ -179,7 +179,11 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
         (["embedding.ranks_per_copy=1"], "1 workers cannot hold several copies"),
         (["embedding.sync_every=4"], "embedding.sync_every: there is one copy of the tables"),
         (
-            ["workers.count=4", "data.global_batch_size=16", "embedding.communication.forward=int8"],
+            [
+                "workers.count=4",
+                "data.global_batch_size=16",
+                "embedding.communication.forward=int8",
+            ],
             "embedding.communication: int8 needs a multiple of 8 rows in the batch of a rank, which "
             "has 4",
         ),

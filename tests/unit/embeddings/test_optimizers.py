@@ -22,8 +22,8 @@ from torch import Tensor
 
 from prismrec.config import UserError
 from prismrec.config.embedding import CPU_OPTIMIZERS, KERNEL_OPTIONS, TableOptimizer
-from prismrec.embeddings.optimizers import check_optimizers, fused_arguments, plain_problem
-from prismrec.embeddings.plan import refused_kinds
+from prismrec.config.placement import plain_problem, refused_kinds
+from prismrec.embeddings.optimizers import check_optimizers, fused_arguments
 from prismrec.embeddings.sets import EmbeddingSpec
 from tests.helpers.tables import make_spec
 

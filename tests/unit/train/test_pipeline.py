@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from prismrec.config import UserError
 from prismrec.data.batch import Batch
 from prismrec.data.source import open_data
+from prismrec.embeddings.access import lookups, set_steps_done
 from prismrec.models import spec_of
 from prismrec.train import sharding
 from prismrec.train.evaluate import evaluation_mode, predict_batch
@@ -56,10 +60,10 @@ class Wrapped(TrainModel):
 
 
 @contextmanager
-def built(place: Path) -> Iterator[tuple[Splits, ShardedModel]]:
+def built(place: Path, *overrides: str) -> Iterator[tuple[Splits, ShardedModel]]:
     """Rows and a freshly initialised model on one rank."""
     data = place / "rows"
-    recipe = make_recipe(data if data.exists() else write_rows(data), UNWEIGHTED)
+    recipe = make_recipe(data if data.exists() else write_rows(data), UNWEIGHTED, *overrides)
     source = open_data(data)
     spec = spec_of(recipe, source.schema)
     with process_group("cpu") as ranks:
@@ -116,3 +120,24 @@ def test_the_model_can_be_called_in_mid_run_and_no_batch_is_lost(tmp_path: Path)
     assert torch.equal(logits[3], last)
     assert torch.equal(logits[2], last)
     assert not torch.equal(logits[0], logits[1])
+
+
+def test_the_kernels_count_training_steps_and_no_lookups_of_evaluations(tmp_path: Path) -> None:
+    own = ("embedding.layout=separate", "embedding.optimizer.name=rowwise_adagrad")
+    with built(tmp_path, *own) as (splits, sharded):
+        kernels = [
+            kernel
+            for lookup in lookups(sharded.dmp)
+            for kernel in lookup.modules()
+            if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)
+        ]
+        sharded.steps_before = 10  # of the run that these states come from
+        set_steps_done(sharded.dmp, 10)
+        pipeline, counted = Pipeline(sharded), []
+        train = (batch for batch, _ in splits.train.epoch())
+        for _ in range(3):
+            pipeline.step(train)
+            with pipeline.detached(), evaluation_mode(sharded):
+                predict_batch(sharded, next(splits.batches("valid")))
+            counted += [(int(kernel.iter), int(kernel.iter_cpu)) for kernel in kernels]
+    assert counted == [(steps, steps) for steps in (11, 12, 13) for _ in kernels]
