@@ -78,6 +78,8 @@ class TableSpec:
         unknown_rows: rows for ids that have none of their own. They start at zero, so that one that
             training never meets adds nothing, and are trained like any other.
         rows_per_id: rows that an id looks up; their sum is its vector.
+        ids_per_row: ids of one row of the data over all features, as far as the planner knows; None
+            for one of each feature.
     """
 
     name: str
@@ -92,6 +94,7 @@ class TableSpec:
     managed: ManagedRows | None = None
     unknown_rows: int = 1
     rows_per_id: int = 1
+    ids_per_row: float | None = None
 
     @property
     def known_rows(self) -> int:
@@ -269,6 +272,7 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
                 data_type=options.data_type if options else None,
                 unknown_rows=ids.rows.unknown,
                 rows_per_id=ids.rows_per_id,
+                ids_per_row=options.ids_per_row if options else None,
                 managed=managed,
             )
         )

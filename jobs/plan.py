@@ -81,7 +81,7 @@ def plan_recipe(
     layouts = layout_choices(spec, placement)
     spec = with_layouts(spec, layouts)
     plan = find_plan(spec, placement, progress)
-    tried = [] if plan.fits else list(remedies(plan, spec))
+    tried = [] if plan.fits else list(remedies(plan, spec, progress))
     return {
         "fits": plan.fits,
         "machines": _machines(placement),

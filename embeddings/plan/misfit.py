@@ -16,10 +16,15 @@ from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan.find import Plan, PlannedTable, find_plan
 from prismrec.embeddings.plan.placement import Placement
+from prismrec.embeddings.plan.price import Progress
 from prismrec.embeddings.plan.rules import UVM_KERNELS, impossible_kinds
 from prismrec.embeddings.plan.sizes import size
 from prismrec.embeddings.sets import EmbeddingSpec, TableSpec
 
+_NO_INT8 = (
+    "no kernel trains int8 tables, on CPU or on CUDA; export.table_type = 'int8' makes the registered "
+    "model's tables small, not those in training"
+)
 LEAST_RESERVED = 0.05
 """Share of a rank's memory that dense weights, batches and buffers are left in any case."""
 
@@ -108,15 +113,20 @@ def shortage(plan: Plan) -> Shortage:
     )
 
 
-def remedies(plan: Plan, spec: EmbeddingSpec) -> Iterator[Remedy]:
+def remedies(plan: Plan, spec: EmbeddingSpec, progress: Progress | None = None) -> Iterator[Remedy]:
     """What would help, in the order in which to try it; each is worked out when it is asked for.
 
     Args:
         plan: one that does not fit.
         spec: what its tables are.
+        progress: told of every search what `find_plan` tells.
     """
-    for remedy in (_reservation, _host_memory, _column_split, _half, _int8):
-        yield remedy(plan, spec)
+    trial = _Trial(plan, spec, progress)
+    yield _reservation(trial)
+    yield _host_memory(trial)
+    yield _column_split(trial)
+    yield _half(trial)
+    yield Remedy("int8", note=_NO_INT8)
 
 
 def misfit(plan: Plan, spec: EmbeddingSpec, tried: Iterable[Remedy] | None = None) -> UserError:
@@ -162,100 +172,95 @@ def ranks_needed(plan: Plan) -> int:
     return max(placement.world_size + 1, math.ceil(max(shares)))
 
 
-def _tried(change: str, setting: str, spec: EmbeddingSpec, placement: Placement) -> Remedy:
-    try:
-        plan = find_plan(spec, placement)
-    except UserError as error:
-        return Remedy(change, note=error.message)
-    if plan.fits:
-        return Remedy(change, setting, 0, plan.step_ms)
-    return Remedy(change, setting, max(plan.over_device, plan.over_host))
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Tables that do not fit, to be planned again with something changed."""
+
+    plan: Plan
+    spec: EmbeddingSpec
+    progress: Progress | None
+
+    def run(
+        self,
+        change: str,
+        setting: str,
+        *,
+        spec: EmbeddingSpec | None = None,
+        placement: Placement | None = None,
+    ) -> Remedy:
+        """What comes of other tables or other machines."""
+        try:
+            plan = find_plan(spec or self.spec, placement or self.plan.placement, self.progress)
+        except UserError as error:
+            return Remedy(change, note=error.message)
+        if plan.fits:
+            return Remedy(change, setting, 0, plan.step_ms)
+        return Remedy(change, setting, max(plan.over_device, plan.over_host))
+
+    def with_tables(self, change: Callable[[TableSpec], TableSpec]) -> EmbeddingSpec:
+        """The same tables, each changed."""
+        return replace(self.spec, tables=tuple(change(table) for table in self.spec.tables))
 
 
-def _reservation(plan: Plan, spec: EmbeddingSpec) -> Remedy:
-    change, placement = "tighter reservation", plan.placement
+def _reservation(trial: _Trial) -> Remedy:
+    change, plan, placement = "tighter reservation", trial.plan, trial.plan.placement
     host = placement.memory if placement.host_memory is None else placement.host_memory
     needed = int(plan.host.max()) / host
     if placement.device_room:
         needed = max(needed, int(plan.device.max()) / placement.memory)
     left = math.floor(100 * (1 - needed)) / 100
-    if left >= LEAST_RESERVED:
-        tight = replace(placement, reserved=left)
-        return _tried(change, f"embedding.reserved_memory = {left:g}", spec, tight)
-    tight = replace(placement, reserved=min(LEAST_RESERVED, placement.reserved))
-    found = _tried(change, f"embedding.reserved_memory = {tight.reserved:g}", spec, tight)
+    if left < LEAST_RESERVED:
+        left = min(LEAST_RESERVED, placement.reserved)
+    setting = f"embedding.reserved_memory = {left:g}"
+    found = trial.run(change, setting, placement=replace(placement, reserved=left))
     return (
         found if found.fits else replace(found, note="less would leave the rest of a run nothing")
     )
 
 
-def _host_memory(plan: Plan, spec: EmbeddingSpec) -> Remedy:
-    change = "UVM caching"
-    if plan.placement.device != "cuda":
+def _host_memory(trial: _Trial) -> Remedy:
+    change, kernel = "UVM caching", UVM_KERNELS[0]
+    if trial.plan.placement.device != "cuda":
         return Remedy(change, note="the tables of a CPU run are in host memory already")
-    with_cache = _with_tables(spec, lambda table: replace(table, kernel=UVM_KERNELS[0]))
-    if any(table.sharding == "data_parallel" for table in spec.tables):
-        with_cache = _with_tables(
-            with_cache,
-            lambda table: replace(table, sharding=_unless_replicated(table.sharding)),
-        )
-    return _tried(change, f"embedding.kernel = '{UVM_KERNELS[0]}'", with_cache, plan.placement)
+
+    def fused(kind: ShardingKind) -> ShardingKind:
+        return "auto" if kind == "data_parallel" else kind
+
+    spec = trial.with_tables(
+        lambda table: replace(table, kernel=kernel, sharding=fused(table.sharding))
+    )
+    return trial.run(change, f"embedding.kernel = '{kernel}'", spec=spec)
 
 
-def _unless_replicated(kind: ShardingKind) -> ShardingKind:
-    return "auto" if kind == "data_parallel" else kind
-
-
-def _column_split(plan: Plan, spec: EmbeddingSpec) -> Remedy:
-    change, name = "column split", shortage(plan).table
-    fixed = [each for each in spec.tables if each.sharding not in ("auto", *COLUMN_KINDS)]
-    refused = [
-        f"table '{each.physical.table.name}': {reasons['column_wise']}"
-        for each in plan.tables
-        if each.physical.table.name == name
-        and "column_wise" in (reasons := impossible_kinds(each.physical, spec, plan.placement))
-    ]
-    if refused:
-        return Remedy(change, note=refused[0])
+def _column_split(trial: _Trial) -> Remedy:
+    change, plan, name = "column split", trial.plan, shortage(trial.plan).table
+    fixed = [t.name for t in trial.spec.tables if t.sharding not in ("auto", *COLUMN_KINDS)]
+    for each in plan.tables:
+        reasons = impossible_kinds(each.physical, trial.spec, plan.placement)
+        if each.physical.table.name == name and "column_wise" in reasons:
+            return Remedy(change, note=f"table '{name}': {reasons['column_wise']}")
     if not fixed:
         return Remedy(change, note="tried already, the recipe leaves the kinds to the planner")
-    if any(table.name == name for table in fixed):
-        one = _with_tables(
-            spec,
-            lambda table: replace(table, sharding="column_wise") if table.name == name else table,
+    if name in fixed:
+        spec = trial.with_tables(
+            lambda table: replace(table, sharding="column_wise") if table.name == name else table
         )
-        found = _tried(
-            change, f"embedding.tables.{name}.sharding = 'column_wise'", one, plan.placement
-        )
+        setting = f"embedding.tables.{name}.sharding = 'column_wise'"
+        found = trial.run(change, setting, spec=spec)
         if found.fits:
             return found
-    free = _with_tables(
-        spec, lambda table: table if table.is_managed else replace(table, sharding="auto")
+    spec = trial.with_tables(
+        lambda table: table if table.is_managed else replace(table, sharding="auto")
     )
-    return _tried(change, "embedding.sharding = 'auto', and of every table", free, plan.placement)
+    return trial.run(change, "embedding.sharding = 'auto', and of every table", spec=spec)
 
 
-def _half(plan: Plan, spec: EmbeddingSpec) -> Remedy:
+def _half(trial: _Trial) -> Remedy:
     change = "fp16"
-    if all(each.physical.form.data_type == "fp16" for each in plan.tables):
+    if all(each.physical.form.data_type == "fp16" for each in trial.plan.tables):
         return Remedy(change, note="all tables are fp16 already")
-    half = _with_tables(spec, lambda table: replace(table, data_type=None))
-    sets = tuple(replace(each, data_type=None) for each in spec.sets)
-    return _tried(
-        change,
-        "embedding.data_type = 'fp16', and of every table and set",
-        replace(half, sets=sets, data_type="fp16"),
-        plan.placement,
-    )
-
-
-def _int8(plan: Plan, spec: EmbeddingSpec) -> Remedy:
-    return Remedy(
-        "int8",
-        note="no kernel trains int8 tables, on CPU or on CUDA; export.table_type = 'int8' makes the "
-        "registered model's tables small, not those in training",
-    )
-
-
-def _with_tables(spec: EmbeddingSpec, change: Callable[[TableSpec], TableSpec]) -> EmbeddingSpec:
-    return replace(spec, tables=tuple(change(table) for table in spec.tables))
+    tables = trial.with_tables(lambda table: replace(table, data_type=None)).tables
+    sets = tuple(replace(each, data_type=None) for each in trial.spec.sets)
+    spec = replace(trial.spec, tables=tables, sets=sets, data_type="fp16")
+    setting = "embedding.data_type = 'fp16', and of every table and set"
+    return trial.run(change, setting, spec=spec)

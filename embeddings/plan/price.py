@@ -160,11 +160,18 @@ def _key(physical: PhysicalTable, cut: Cut, width: int, placement: Placement) ->
         kernel=cut.kernel,
         optimizer=physical.form.optimizer.name,
         data_type=physical.form.data_type,
-        lengths=(float(physical.table.rows_per_id),) * len(physical.features),
+        lengths=_lengths(physical),
         table=(rows, physical.width),
         block=(-(-rows // parts), width),
         bytes_per_row=placement.bytes_per_row + (BYTES_PER_ROW if physical.table.is_managed else 0),
     )
+
+
+def _lengths(physical: PhysicalTable) -> tuple[float, ...]:
+    """Rows of the table that one row of the data looks up by each feature."""
+    table = physical.table
+    ids = 1.0 if table.ids_per_row is None else table.ids_per_row / len(table.features)
+    return (ids * table.rows_per_id,) * len(physical.features)
 
 
 def _estimate(

@@ -220,8 +220,8 @@ def _print_step(document: dict[str, Any]) -> None:
     mean = sum(each["milliseconds"] for each in document["ranks"]) / len(document["ranks"])
     output.print_text(
         f"\nA step of {machines['batch_size']:,} rows a rank: {document['milliseconds']:.3g} ms for the "
-        f"tables on the busiest rank, {mean:.3g} ms on average; at {machines['intra_gb_per_s']:g} GB/s "
-        f"within and {machines['inter_gb_per_s']:g} GB/s between machines. An estimate: see "
+        f"tables on the busiest rank, {mean:.3g} ms on average; at {machines['intra_gb_per_s']:.3g} GB/s "
+        f"within and {machines['inter_gb_per_s']:.3g} GB/s between machines. An estimate: see "
         "docs/planner.md for what it leaves out.\n"
     )
 

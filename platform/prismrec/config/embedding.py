@@ -196,6 +196,9 @@ class TableOptions(Section):
     """Overrides the learning rate of the table's optimizer."""
     optimizer: TableOptimizer | None = None
     """Overrides `embedding.optimizer` as a whole."""
+    ids_per_row: float | None = Field(default=None, gt=0)
+    """Ids of one row of the data over all features of the table, for the planner's estimates; one
+    for each feature if not given."""
     pretrained: tuple[Pretrained, ...] = ()
     """Vectors to start with: `[{set="set0", path="vectors.parquet"}]`."""
 

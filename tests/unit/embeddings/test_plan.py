@@ -227,6 +227,30 @@ def test_a_line_says_what_there_is_to_know() -> None:
     assert line["buffer_bytes"] == 2 * (8 * 8 // 2 + 8 * 12 * 4)
 
 
+def test_ids_count_as_many_as_the_recipe_expects() -> None:
+    placement = Placement(2, 2, "cpu", 2**30, 4)
+    spec = one_table(sharding="row_wise", ids_per_row=3.0)
+    assert find_plan(spec, placement).lines()[0]["buffer_bytes"] == 2 * (
+        3 * 8 * 8 // 2 + 8 * 12 * 4
+    )
+    two_rows_an_id = one_table(sharding="row_wise", rows_per_id=2)
+    assert find_plan(two_rows_an_id, placement).lines()[0]["buffer_bytes"] == 2 * (
+        2 * 8 * 8 // 2 + 8 * 12 * 4
+    )
+
+
+def test_strips_of_unequal_width_never_share_a_rank() -> None:
+    """TorchRec would take them for equally wide."""
+    sets = tuple(replace(make_spec().sets[0], name=f"s{dim}", dim=dim) for dim in (8, 4, 16, 12))
+    spec = replace(make_spec("spread"), sets=sets)
+    for world, local in ((1, 1), (2, 2), (3, 3), (4, 2), (8, 4)):
+        for table in find_plan(spec, Placement(world, local, "cuda", 2**30, 64)).tables:
+            widths: dict[int, set[int]] = {}
+            for strip in table.place.strips:
+                widths.setdefault(strip.rank, set()).add(strip.cols)
+            assert all(len(each) == 1 for each in widths.values())
+
+
 def _place(name: str, kind: str, ranks: tuple[int, int]) -> dict[str, object]:
     physical = next(each for each in physical_tables(make_spec()) if each.name == name)
     place = TablePlace(name, kind, "fused", physical.table.rows, strips([12], [ranks]))
