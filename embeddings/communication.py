@@ -7,6 +7,10 @@ Kinds that cut rows add up the parts of a vector in fp16 or bf16, which loses as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from fbgemm_gpu.quantize_comm import QuantizationContext, QuantizedCommCodec
 from fbgemm_gpu.split_embedding_configs import SparseType
 from torch import Tensor
@@ -23,6 +27,60 @@ _TYPES = {
     "int8": SparseType.INT8,
 }
 _ADDING_KINDS = ("row_wise", "table_row_wise", "grid")
+
+
+class WireSwitch:
+    """Whether vectors travel in the type that was asked for, or as they are for a while.
+
+    Every rank has one of its own, which all of its codecs share.
+    """
+
+    def __init__(self) -> None:
+        self.is_packing = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Vectors travel in fp32 inside the block.
+
+        Collective: every rank enters and leaves it between the same lookups.
+        """
+        was_packing, self.is_packing = self.is_packing, False
+        try:
+            yield
+        finally:
+            self.is_packing = was_packing
+
+
+class SwitchedCodec(QuantizedCommCodec):
+    """FBGEMM's codec of a type that hands on numbers as they are while its switch is off.
+
+    Args:
+        wire_type: what numbers travel in otherwise.
+        switch: asked at every lookup.
+    """
+
+    def __init__(self, wire_type: SparseType, switch: WireSwitch) -> None:
+        super().__init__(wire_type)
+        self._switch = switch
+
+    def encode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
+        """The numbers as they travel."""
+        return super().encode(input_tensor, ctx) if self._switch.is_packing else input_tensor
+
+    def decode(self, input_tensor: Tensor, ctx: QuantizationContext | None = None) -> Tensor:
+        """The numbers as they were, but for rounding."""
+        return super().decode(input_tensor, ctx) if self._switch.is_packing else input_tensor
+
+    def calc_quantized_size(self, input_len: int, ctx: QuantizationContext | None = None) -> int:
+        """Elements of `quantized_dtype` that so many numbers travel in."""
+        if not self._switch.is_packing:
+            return input_len
+        return super().calc_quantized_size(input_len, ctx)  # type: ignore[no-any-return]
+
+    @property
+    def quantized_dtype(self) -> torch.dtype:
+        """What travels now."""
+        return super().quantized_dtype if self._switch.is_packing else torch.float32
 
 
 class ScaledCodec(QuantizedCommCodec):
@@ -49,7 +107,7 @@ class ScaledCodec(QuantizedCommCodec):
 
 
 def make_codecs(
-    communication: Communication, batch_size: int
+    communication: Communication, batch_size: int, switch: WireSwitch | None = None
 ) -> dict[str, QuantizedCommCodecs] | None:
     """What TorchRec's sharder takes, None where everything travels as it is.
 
@@ -59,13 +117,14 @@ def make_codecs(
         communication: the types.
         batch_size: B. A gradient of a mean over a batch is about 1 / B of one of a sum; those in
             fp16 are multiplied by the power of 2 below B on their way, or they would be lost.
+        switch: turns the vectors' types off for a while; nothing does if not given.
     """
     if communication == Communication():
         return None
     backward = _TYPES[communication.backward]
     scale = 2.0 ** (batch_size.bit_length() - 1)
     codecs = QuantizedCommCodecs(
-        forward=QuantizedCommCodec(_TYPES[communication.forward]),
+        forward=SwitchedCodec(_TYPES[communication.forward], switch or WireSwitch()),
         backward=ScaledCodec(backward, scale)
         if backward == SparseType.FP16
         else QuantizedCommCodec(backward, is_fwd=False),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrec.distributed.types import ShardingEnv2D
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import NEVER, LocalShard
 
@@ -29,6 +29,7 @@ class _Block:
     col: int
     cols: int
     steps: Tensor
+    is_replicated: bool
 
 
 class TouchedRows:
@@ -45,6 +46,7 @@ class TouchedRows:
 
     def __init__(self, model: nn.Module, spec: EmbeddingSpec, device: torch.device) -> None:
         self._device = device
+        self._in_use = _most_looked_up(spec)
         self._places = {
             (physical.table.name, name): (physical.name, columns[0])
             for physical in physical_tables(spec)
@@ -95,6 +97,37 @@ class TouchedRows:
         for steps in self._sharded if self._copies is not None else ():
             dist.all_reduce(steps, dist.ReduceOp.MAX, group=self._copies)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this rank's records."""
+        records = [*self._replicated, *self._sharded]
+        return sum(each.numel() * each.element_size() for each in records)
+
+    def rows_in_use(self, rank: int, ranks_per_copy: int) -> tuple[list[str], Tensor]:
+        """Rows for known ids that training has touched, where an id's rows are fixed; see `merge`.
+
+        A row that lies on several ranks counts on one of them. Where sets have features of their
+        own, it is the rows of the set that most features look up.
+
+        Args:
+            rank: this process.
+            ranks_per_copy: ranks that hold the tables together.
+
+        Returns:
+            The tables, and (T,) their rows on this rank, whose sum over the ranks is all.
+        """
+        counts = []
+        for physical in self._in_use:
+            count = torch.zeros((), dtype=torch.int64, device=self._device)
+            for block in self._blocks.get(physical.name, ()):
+                if block.col == 0 and rank < (1 if block.is_replicated else ranks_per_copy):
+                    known = block.steps[: max(0, physical.table.known_rows - block.row)]
+                    count += (known != NEVER).sum()
+            counts.append(count)
+        empty = torch.zeros(0, dtype=torch.int64, device=self._device)
+        names = [each.table.name for each in self._in_use]
+        return names, torch.stack(counts) if counts else empty
+
     def _watch(self, kernel: Any, is_replicated: bool) -> None:
         """Keep a record for the tables of one lookup kernel, all in one vector."""
         tables = kernel.config.embedding_tables
@@ -105,7 +138,7 @@ class TouchedRows:
             facts = table.local_metadata
             row, col = facts.shard_offsets if facts is not None else (0, 0)
             part = steps[first : first + table.local_rows]
-            block = _Block(row, col, table.local_cols, part)
+            block = _Block(row, col, table.local_cols, part, is_replicated)
             self._blocks.setdefault(table.name, []).append(block)
             starts += [first] * len(table.feature_names)
             first += table.local_rows
@@ -117,6 +150,18 @@ class TouchedRows:
                 steps.index_fill_(0, _places_of(arguments[0], of_feature), self._step)
 
         kernel.register_forward_pre_hook(record)
+
+
+def _most_looked_up(spec: EmbeddingSpec) -> list[PhysicalTable]:
+    """Of every table whose ids have their rows for good, the part that most features look up."""
+    found: dict[str, PhysicalTable] = {}
+    for physical in physical_tables(spec):
+        name = physical.table.name
+        if not physical.table.is_managed and (
+            name not in found or len(physical.features) > len(found[name].features)
+        ):
+            found[name] = physical
+    return list(found.values())
 
 
 def _lookups(model: nn.Module) -> Iterator[tuple[Any, bool]]:

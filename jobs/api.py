@@ -8,6 +8,7 @@ from typing import Any
 from prismrec.config import Recipe
 from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 from prismrec.jobs.evaluate import evaluate_model, predict_data
+from prismrec.jobs.plan import Machines, plan_recipe
 from prismrec.jobs.train import Options, Result, run_training
 
 
@@ -24,6 +25,23 @@ def train(recipe: Recipe, *, ray: bool = True, resume: bool = False) -> Result:
         UserError: what is wrong with recipe, data or device.
     """
     return run_training(recipe, Options(use_ray=ray, resume=resume))
+
+
+def plan(recipe: Recipe, machines: Machines, *, batch_size: int | None = None) -> dict[str, Any]:
+    """Where the tables would go: the document of `prismrec plan --json`.
+
+    Args:
+        recipe: from `prismrec.load`.
+        machines: ranks and what they have, `prismrec.Machines(...)`; they need not exist.
+        batch_size: rows of one rank's batch, None for its share of the recipe's.
+
+    Returns:
+        What `prismrec.jobs.plan.plan_recipe` returns; `fits` says whether the tables do.
+
+    Raises:
+        UserError: the recipe does not fit the schema or the device, or leaves a table no way.
+    """
+    return plan_recipe(recipe, machines, batch_size)
 
 
 def evaluate(

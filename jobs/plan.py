@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prismrec.config import Recipe
+from prismrec.config import Recipe, UserError
 from prismrec.data.source import read_schema
 from prismrec.embeddings.communication import check_communication
 from prismrec.embeddings.optimizers import check_optimizers
@@ -66,24 +66,28 @@ def plan_recipe(
         progress: told now and then how much of the search is done.
 
     Returns:
-        `fits`; `machines`, what they have; `milliseconds`, what the tables take of a step on the
-        busiest rank; `tables`, a line for each physical table; `layouts`, where the planner chose
-        them; `ranks`, milliseconds and bytes of each; `worst`, the busiest and the fullest rank;
-        where it does not fit also `shortage`, `remedies` and `error`, else None, [] and "".
+        `fits`; `copies` of the tables, of which one is planned; `machines`, what its ranks have;
+        `milliseconds`, what the tables take of a step on the busiest rank; `tables`, a line for
+        each physical table; `layouts`, where the planner chose them; `ranks`, milliseconds and
+        bytes of each; `worst`, the busiest and the fullest rank; where it does not fit also
+        `shortage`, `remedies` and `error`, else None, [] and "".
 
     Raises:
         UserError: the recipe does not fit the schema or the device, or leaves a table no way.
     """
     spec = spec_of(recipe, read_schema(recipe.data.path))
     check_optimizers(spec, machines.device)
+    copies = _copies(recipe, machines)
     placement = _placement(recipe, machines, batch_size)
-    check_communication(spec, placement.batch_size)
+    if placement.world_size > 1:
+        check_communication(spec, placement.batch_size)
     layouts = layout_choices(spec, placement)
     spec = with_layouts(spec, layouts)
     plan = find_plan(spec, placement, progress)
     tried = [] if plan.fits else list(remedies(plan, spec, progress))
     return {
         "fits": plan.fits,
+        "copies": copies,
         "machines": _machines(placement),
         "milliseconds": plan.step_ms,
         "tables": plan.lines(),
@@ -96,6 +100,18 @@ def plan_recipe(
         "remedies": [remedy.line() for remedy in tried],
         "error": "" if plan.fits else misfit(plan, spec, tried).message,
     }
+
+
+def _copies(recipe: Recipe, machines: Machines) -> int:
+    """How many groups of ranks hold the tables."""
+    of_copy = recipe.embedding.ranks_per_copy or machines.world_size
+    copies, rest = divmod(machines.world_size, of_copy)
+    if rest or not copies:
+        raise UserError(
+            f"embedding.ranks_per_copy: {machines.world_size} ranks cannot be dealt out in groups "
+            f"of {of_copy}; give a --world-size that is a multiple of it"
+        )
+    return copies
 
 
 def _placement(recipe: Recipe, machines: Machines, batch_size: int | None) -> Placement:

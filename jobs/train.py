@@ -20,11 +20,13 @@ from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.encode.vocabulary import with_absolute_paths
 from prismrec.data.source import DataSource, open_data
+from prismrec.embeddings.communication import check_communication
 from prismrec.embeddings.optimizers import check_optimizers
 from prismrec.embeddings.plan import Placement, check_ways, choose_layouts
 from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.publish import Published, publish
+from prismrec.jobs.resume import check_resumable
 from prismrec.models import spec_of
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.initial import check_start, with_absolute_sources
@@ -238,23 +240,14 @@ def check_before_start(recipe: Recipe) -> DataSource:
     check_optimizers(spec, device)
     copies = recipe.embedding.ranks_per_copy
     machines = Placement(count, count, device, _ANY_MEMORY, 1).one_copy(copies)
+    if machines.world_size > 1:
+        check_communication(spec, recipe.data.global_batch_size // count)
     check_ways(choose_layouts(spec, machines), machines)
     return source
 
 
 def _resumable(recipe: Recipe, files: RunFiles) -> Recipe:
-    """The recipe to go on with: what was saved may not change, except workers and length."""
-    before = files.read_recipe()
-    allowed = {"workers", "train", "evaluate", "checkpoint", "out", "tracking", "export"}
-    changed = [
-        name
-        for name in type(recipe).model_fields
-        if name not in allowed and getattr(before, name) != getattr(recipe, name)
-    ]
-    if changed:
-        raise UserError(
-            f"--resume: {', '.join(changed)} differ from the run in {files.directory}; "
-            "resume with the same recipe or start a new run"
-        )
+    """The recipe to go on with, which is the run's from now on."""
+    check_resumable(files.read_recipe(), recipe, files.directory)
     files.write_recipe(recipe)
     return recipe

@@ -117,6 +117,12 @@ class IdMap:
         self._counters = self._no_counters()
         self.reindex()
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the map without the new ids that it remembers."""
+        held = (self.codes, self.counts, self.last_seen, self._sorted, self._order)
+        return sum(each.numel() * each.element_size() for each in held)
+
     def reindex(self) -> None:
         """Look up by the present codes; needed after they were written from outside."""
         self._sorted, self._order = torch.sort(self.codes.view(-1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.embeddings.collection import physical_tables
-from prismrec.embeddings.managed.id_map import BYTES_PER_ROW, Change
+from prismrec.embeddings.managed.id_map import Change
 from prismrec.embeddings.managed.modules import IdMapModule
 from prismrec.embeddings.managed.newcomers import EMPTY
 from prismrec.embeddings.managed.owned_rows import OwnedRows
@@ -56,7 +56,7 @@ class ManagedTables:
     @property
     def num_bytes(self) -> int:
         """Memory of this rank's maps."""
-        return sum(BYTES_PER_ROW * each.output_size() for each in self._modules.values())
+        return sum(each.id_map.num_bytes for each in self._modules.values())
 
     def state(self) -> list[MapShard]:
         """A copy of every map in host memory, for a checkpoint."""

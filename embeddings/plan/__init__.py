@@ -9,7 +9,12 @@ from prismrec.embeddings.plan.agree import (
 from prismrec.embeddings.plan.expand import KINDS, TablePlace, sharding_plan
 from prismrec.embeddings.plan.find import Plan, PlannedTable, find_plan
 from prismrec.embeddings.plan.layouts import choose_layouts, layout_choices, with_layouts
-from prismrec.embeddings.plan.lines import line_of, place_of, predicted_bytes
+from prismrec.embeddings.plan.lines import (
+    line_of,
+    place_of,
+    predicted_beside,
+    predicted_bytes,
+)
 from prismrec.embeddings.plan.misfit import misfit, remedies, shortage, table_bytes
 from prismrec.embeddings.plan.placement import Placement, device_memory, host_memory_per_rank
 from prismrec.embeddings.plan.rules import check_ways
@@ -33,6 +38,7 @@ __all__ = [
     "misfit",
     "place_of",
     "plan_tables",
+    "predicted_beside",
     "predicted_bytes",
     "remedies",
     "sharding_plan",

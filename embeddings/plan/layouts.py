@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from prismrec.config.embedding import COUPLING_OPTIMIZERS, MAX_WIDTH, Layout
 from prismrec.config.placement import COLUMN_KINDS, refused_kinds
+from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan.placement import Placement
+from prismrec.embeddings.plan.rules import impossible_kinds
 from prismrec.embeddings.plan.sizes import size
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec, packed_sets
 
@@ -64,8 +66,10 @@ def _choice(spec: EmbeddingSpec, table: TableSpec, placement: Placement) -> Choi
             return "spread", f"packed rows of width {width} are over {MAX_WIDTH}"
         return "separate", f"packed rows of width {width} are over {MAX_WIDTH}"
     largest = max(_bytes(spec, table, group) for group in several)
-    room = placement.device_room or placement.host_room
+    room = _room(placement)
     if largest > room and placement.world_size > 1 and _can_spread(spec, table, several):
+        if _cuts_rows(spec, table, placement):
+            return "packed", f"{size(largest)} are too much for one rank, and can be shared out as a whole"
         widest = max(_bytes(spec, table, (each,)) for group in several for each in group)
         if widest <= room:
             return (
@@ -73,6 +77,13 @@ def _choice(spec: EmbeddingSpec, table: TableSpec, placement: Placement) -> Choi
                 f"{size(largest)} are too much for one rank, its sets one by one are not",
             )
     return "packed", "one lookup and one update for all of its sets"
+
+
+def _room(placement: Placement) -> int:
+    """Bytes of weights and state that one rank can hold, with the copy that a checkpoint takes."""
+    if placement.device_room:
+        return min(placement.device_room, placement.host_room)
+    return placement.host_room // 2
 
 
 def _can_spread(
@@ -87,6 +98,15 @@ def _can_spread(
         for form in forms
     ]
     return not any("column_wise" in each for each in refused)
+
+
+def _cuts_rows(spec: EmbeddingSpec, table: TableSpec, placement: Placement) -> bool:
+    """Whether a packed table may be cut by rows, which sends each id to one rank only."""
+    packed = replace(spec, tables=(replace(table, layout="packed"),))
+    return table.sharding == "auto" and not any(
+        "row_wise" in impossible_kinds(physical, packed, placement)
+        for physical in physical_tables(packed)
+    )
 
 
 def _bytes(spec: EmbeddingSpec, table: TableSpec, sets: tuple[EmbeddingSet, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,25 @@ def predicted_bytes(lines: Sequence[Line], world_size: int) -> list[TableBytes]:
                 weights[held] += need.weights
                 state[held] += need.state
     return [TableBytes(int(w), int(s)) for w, s in zip(weights, state, strict=True)]
+
+
+def predicted_beside(
+    lines: Sequence[Line], world_size: int, bytes_per_row: Mapping[str, int]
+) -> list[int]:
+    """What each rank should keep besides weights and optimizer state, by rank.
+
+    Args:
+        lines: the plan.
+        world_size: number of ranks.
+        bytes_per_row: by physical name, what a row of a shard takes.
+    """
+    beside = np.zeros(world_size, np.int64)
+    for line in lines:
+        for _, _, first, ranks in line["strips"]:
+            for start, count, rows in _runs(line["kind"], line["rows"], ranks):
+                held = slice(first + start, first + start + count)
+                beside[held] += rows * bytes_per_row[_PREFIX + line["table"]]
+    return [int(each) for each in beside]
 
 
 def _block(line: Line, rows: int, cols: int) -> TableBytes:

@@ -166,7 +166,7 @@ def table_bytes(spec: EmbeddingSpec) -> int:
 
 def ranks_needed(plan: Plan) -> int:
     """The fewest ranks of this size that could hold what the plan's ranks hold together."""
-    placement, shares = plan.placement, [int(plan.host.sum()) / plan.placement.host_room]
+    placement, shares = plan.placement, [int(plan.host.sum()) / max(1, plan.placement.host_room)]
     if placement.device_room:
         shares.append(int(plan.device.sum()) / placement.device_room)
     return max(placement.world_size + 1, math.ceil(max(shares)))
@@ -219,7 +219,9 @@ def _reservation(trial: _Trial) -> Remedy:
 
 
 def _host_memory(trial: _Trial) -> Remedy:
-    change, kernel = "UVM caching", UVM_KERNELS[0]
+    # A table that gives its rows to ids as they come may lie in host memory, not behind a cache.
+    is_managed = any(table.is_managed for table in trial.spec.tables)
+    change, kernel = "UVM caching", "fused_uvm" if is_managed else UVM_KERNELS[0]
     if trial.plan.placement.device != "cuda":
         return Remedy(change, note="the tables of a CPU run are in host memory already")
 

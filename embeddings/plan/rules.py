@@ -11,6 +11,7 @@ from prismrec.config.embedding import MAX_WIDTH, Kernel
 from prismrec.config.placement import COLUMN_KINDS, ROW_WISE_STATE, refused_kinds
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.communication import refused_by_communication
+from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan.expand import HOST_KINDS, KINDS, even_widths
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.plan.price import DENSE, Cut
@@ -19,6 +20,9 @@ from prismrec.embeddings.sets import EmbeddingSpec
 FUSED = "fused"
 UVM_KERNELS: tuple[Kernel, ...] = ("fused_uvm_caching", "fused_uvm")
 """Kernels of tables in host memory, the faster one first."""
+
+LEAST_CUT_BYTES = 64 << 20
+"""Weights from which on the planner cuts a table's columns of its own accord."""
 
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of strips that the search tries for a table."""
@@ -113,12 +117,17 @@ def ways(
     for kind in _kinds(physical, spec, placement):
         kernels = [DENSE] if kind == "data_parallel" else _kernels(physical, placement)
         if in_host_memory and physical.table.kernel == "auto" and kind != "data_parallel":
-            kernels += UVM_KERNELS if placement.device == "cuda" else ()
+            kernels += host_kernels(physical) if placement.device == "cuda" else ()
         for kernel in kernels:
             found += [Cut(kind, kernel, widths) for widths in _widths(physical, kind, placement)]
     if not found:
         raise _too_wide(physical)
     return found
+
+
+def host_kernels(physical: PhysicalTable) -> tuple[str, ...]:
+    """Kernels that keep a table in host memory; rows that change owners must not lie in a cache."""
+    return ("fused_uvm",) if physical.table.is_managed else UVM_KERNELS
 
 
 def _kinds(physical: PhysicalTable, spec: EmbeddingSpec, placement: Placement) -> list[str]:
@@ -161,6 +170,8 @@ def _widths(physical: PhysicalTable, kind: str, placement: Placement) -> list[tu
     }[kind]
     if is_spread(physical):
         return [set_strips([stop - start for start, stop in physical.slices.values()], places)]
+    if physical.table.sharding == "auto" and width <= MAX_WIDTH and _is_small(physical):
+        return []  # every strip has the ids sent again, which TorchRec's estimate leaves out
     units, fewest = width // 4, -(-width // MAX_WIDTH)
     if fewest > places:  # strips that share a rank must be equally wide, see `set_strips`
         fewest = next(each for each in range(fewest, units + 1) if units % each == 0)
@@ -171,6 +182,12 @@ def _widths(physical: PhysicalTable, kind: str, placement: Placement) -> list[tu
     if most > 1 and physical.table.sharding != "auto" and most <= _PARTS[-1]:
         parts.append(most)
     return [even_widths(width, each) for each in dict.fromkeys(parts)]
+
+
+def _is_small(physical: PhysicalTable) -> bool:
+    form = physical.form
+    need = block_bytes(form.optimizer.name, form.data_type, physical.table.rows, physical.width)
+    return need.weights < LEAST_CUT_BYTES
 
 
 def set_strips(sets: Sequence[int], places: int) -> tuple[int, ...]:

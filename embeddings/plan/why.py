@@ -44,7 +44,7 @@ def _of_kind(
     if placement.world_size == 1:
         return "one rank"
     if physical.table.layout == "spread" and cuts > 1:
-        return "layout = 'spread': each set is a piece"
+        return "layout = 'spread' cuts it between its sets"
     others = [each for each in options if each.cut.kind != kind]
     if not others:
         return "the only kind that leaves its numbers as they are"

@@ -12,20 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prismrec.config import ConfigError, Recipe, UserError, load
-    from prismrec.jobs.api import evaluate, predict, train
+    from prismrec.jobs.api import evaluate, plan, predict, train
+    from prismrec.jobs.plan import Machines
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ConfigError": "prismrec.config",
+    "Machines": "prismrec.jobs.plan",
     "Recipe": "prismrec.config",
     "UserError": "prismrec.config",
     "load": "prismrec.config",
     "evaluate": "prismrec.jobs.api",
+    "plan": "prismrec.jobs.api",
     "predict": "prismrec.jobs.api",
 }
 
-__all__ = ["ConfigError", "Recipe", "UserError", "evaluate", "load", "predict", "train"]
+__all__ = [
+    "ConfigError",
+    "Machines",
+    "Recipe",
+    "UserError",
+    "evaluate",
+    "load",
+    "plan",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,8 @@ COVERING = {
         Form("packed", "grid", 4),
         Form("separate", "table_row_wise", 4),
         Form("packed", "row_wise", 4, copies=2),
+        Form("spread", "table_column_wise", 4),
+        Form("spread", "grid", 4),
     ),
     "rowwise_adagrad": (
         Form("separate", "table_wise", 1),

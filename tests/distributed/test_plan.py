@@ -117,6 +117,13 @@ def _refused() -> str:
     return ""
 
 
+RECORDS = (
+    "embedding.track_touched=true",
+    "embedding.layout=packed",
+    "embedding.tables.user={rows=16, ids='managed'}",
+)
+
+
 def _machines() -> tuple[Any, Any]:
     """What all ranks make of machines that differ, and of those that do not."""
     import torch.distributed as dist
@@ -129,7 +136,7 @@ def _machines() -> tuple[Any, Any]:
     return agreed_placement(alike, dist.group.WORLD), agreed_placement(uneven, dist.group.WORLD)
 
 
-def _recorded(data: Path) -> tuple[dict[str, float], dict[str, list[int]]]:
+def _recorded(data: Path, *changes: str) -> tuple[dict[str, float], dict[str, list[int]]]:
     """What a run says of its memory when it starts."""
     from prismrec.data.source import open_data
     from prismrec.models import spec_of
@@ -142,6 +149,7 @@ def _recorded(data: Path) -> tuple[dict[str, float], dict[str, list[int]]]:
         "embedding.sharding=row_wise",
         "embedding.layout=auto",
         "embedding.tables.tags={sharding='data_parallel'}",
+        *changes,
     )
     spec = spec_of(recipe, open_data(data).schema)
     with process_group("cpu") as ranks:
@@ -160,6 +168,7 @@ def _all(local: int, data: Path | None) -> dict[str, Any]:
         found["machines"] = _machines()
     else:
         found["recorded"] = _recorded(data)
+        found["with records"] = _recorded(data, *RECORDS)
     return found
 
 
@@ -247,4 +256,14 @@ def test_a_run_records_what_every_rank_should_hold_and_holds(ranks):
             "memory/predicted_bytes": expected[0],
             "memory/table_bytes": expected[0],
         }
+        assert facts == {"predicted_table_bytes": expected, "table_bytes": expected}
+
+
+def test_maps_of_managed_ids_and_touched_rows_count_too(ranks):
+    # 20 users in 4 buckets of 5 rows, so 10 on a rank; 13 of 26 items, all 13 tags
+    rows = 10 + 13 + 13
+    expected = [rows * 12 * 4 * 2 + rows * 4 + 10 * 40] * 2
+    for rank in ranks[2]:
+        metrics, facts = rank["with records"]
+        assert set(metrics.values()) == {expected[0]}
         assert facts == {"predicted_table_bytes": expected, "table_bytes": expected}

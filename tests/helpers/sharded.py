@@ -13,6 +13,7 @@ from torch import Tensor
 from prismrec.config.train import Schedule
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.plan.expand import TablePlace, even_widths, strips
+from prismrec.embeddings.plan.rules import set_strips
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import LocalShard
 from tests.helpers.tables import Bags, Piece, Weights
@@ -35,6 +36,7 @@ class Case:
         sync_every: steps from one average of the copies to the next.
         schedule: factor on the learning rates.
         clip_norm: largest norm of the gradient of the dense weights, of which there are none.
+        bags: of each step, without weights; those of `draw` if there are none.
     """
 
     spec: EmbeddingSpec
@@ -45,6 +47,7 @@ class Case:
     sync_every: int = 1
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
+    bags: Sequence[Bags] = ()
 
 
 @dataclass
@@ -176,7 +179,7 @@ def train_case(case: Case) -> Trained:
     initialize(local_shards(sharded.dmp, spec, rank, states), spec)
     views, result = SetViews(spec), Trained()
     for step in range(case.steps):
-        batch = draw(spec, step, case.batch)
+        batch = (case.bags[step], None) if case.bags else draw(spec, step, case.batch)
         sets = views(tables(kjt(spec, batch, rank * share, share)))
         result.outputs.append([x.detach().clone() for x in sets])
         optimizers.zero_grad()
@@ -213,16 +216,23 @@ def _cut(
         return (width,), [(0, world_size)]
     if kind == "table_row_wise":
         return (width,), [(first, local)]
-    if physical.table.layout == "spread":
-        widths: tuple[int, ...] = tuple(b - a for a, b in physical.slices.values())
+    widths: tuple[int, ...]
+    is_spread, sets = (
+        physical.table.layout == "spread",
+        [b - a for a, b in physical.slices.values()],
+    )
+    if is_spread and kind == "column_wise":
+        widths = tuple(sets)
     elif kind == "table_wise":
         widths = (width,)
     elif kind == "column_wise":
         widths = (4,) * (width // 4) if width < 64 else even_widths(width, world_size)
     elif kind == "table_column_wise":
-        widths = even_widths(width, min(local, width // 4))
-        return widths, [(first + part, 1) for part in range(len(widths))]
+        even = even_widths(width, min(local, width // 4))
+        widths = set_strips(sets, local) if is_spread else even
+        return widths, [(first + part % local, 1) for part in range(len(widths))]
     else:
-        widths = even_widths(width, min(hosts, width // 4))
+        even = even_widths(width, min(hosts, width // 4))
+        widths = set_strips(sets, hosts) if is_spread else even
         return widths, [((index + part) % hosts * local, local) for part in range(len(widths))]
     return widths, [((index + part) % world_size, 1) for part in range(len(widths))]

@@ -258,8 +258,8 @@ def test_resuming_another_model(
     before = sorted(saved.iterdir())
     assert run("train", "small.toml", "--no-ray", "--resume", "model.hidden=[8]") == 2
     assert capfd.readouterr().err == (
-        f"error: --resume: model differ from the run in {saved.parents[1]}; resume with the same "
-        "recipe or start a new run\n"
+        f"error: --resume: model.hidden differs from that of the run in {saved.parents[1]}; resume with "
+        "the same recipe or start a new run\n"
     )
     assert sorted(saved.iterdir()) == before
 

@@ -29,7 +29,12 @@ def plan(  # noqa: PLR0913 - the options of a command are its arguments
     recipe: RecipePath,
     overrides: Overrides = None,
     world_size: Annotated[
-        int | None, typer.Option("--world-size", min=1, help="Ranks; workers.count if not given.")
+        int | None,
+        typer.Option(
+            "--world-size",
+            min=1,
+            help="Ranks; workers.count if not given (embedding.ranks_per_copy needs both).",
+        ),
     ] = None,
     local_size: Annotated[
         int | None,
@@ -218,6 +223,11 @@ def _alike(ranks: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _print_step(document: dict[str, Any]) -> None:
     machines = document["machines"]
     mean = sum(each["milliseconds"] for each in document["ranks"]) / len(document["ranks"])
+    if document["copies"] > 1:
+        output.print_text(
+            f"\n{document['copies']} copies of the tables on {len(document['ranks'])} ranks each, all "
+            "planned alike; averaging them is not in the time\n"
+        )
     output.print_text(
         f"\nA step of {machines['batch_size']:,} rows a rank: {document['milliseconds']:.3g} ms for the "
         f"tables on the busiest rank, {mean:.3g} ms on average; at {machines['intra_gb_per_s']:.3g} GB/s "

@@ -280,7 +280,7 @@ class EmbeddingSection(Section):
     `fused_uvm_caching` in host memory with a cache on the device; `auto` in device memory if all
     tables fit there, else where the planner puts it. On CPU there is only `fused`."""
     cache_load_factor: float = Field(default=0.2, gt=0, le=1)
-    """Share of a `fused_uvm_caching` table's rows that its cache holds."""
+    """Share of a `fused_uvm_caching` table's rows that its cache holds; on CUDA only."""
     reserved_memory: float = Field(default=RESERVED_MEMORY, ge=0, lt=1)
     """Share of a rank's memory, on its device and on its machine, that the planner leaves to dense
     weights, batches and buffers."""

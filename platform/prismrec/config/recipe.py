@@ -12,11 +12,13 @@ from prismrec.config.data import DataSection, FeaturesSection, Task
 from prismrec.config.embedding import (
     EmbeddingSection,
     TableOptimizer,
+    TableOptions,
     cpu_problem,
     row_problem,
     wire_problem,
 )
 from prismrec.config.errors import nearest
+from prismrec.config.ids import ManagedIds
 from prismrec.config.managed import managed_problems
 from prismrec.config.model import BUILT_IN, WITH_FIRST_ORDER, WITHOUT_SETS, Custom
 from prismrec.config.placement import placement_problems
@@ -92,6 +94,7 @@ class Recipe(Section):
             *_set_problems(self),
             *_table_problems(self),
             *_device_problems(self),
+            *_cache_problems(self),
             *_rank_problems(self),
             *_column_problems(self),
         ]
@@ -175,10 +178,20 @@ def _forbidden(name: str) -> bool:
 def _set_problems(recipe: Recipe) -> Iterator[str]:
     model = getattr(recipe.model, "name", "")
     if model in WITHOUT_SETS:
-        return iter(())
+        return _unread_sets(recipe.embedding, model)
     linear = linear_set(len(recipe.tasks)) if model in WITH_FIRST_ORDER else None
     given = (recipe.embedding, recipe.features.sparse, linear)
     return chain(set_problems(*given), placement_problems(*given))
+
+
+def _unread_sets(section: EmbeddingSection, model: str) -> Iterator[str]:
+    """Sets that are asked for where the model reads none."""
+    for key in ("sets", "num_sets", "dim"):
+        if getattr(section, key) != EmbeddingSection.model_fields[key].default:
+            yield (
+                f"embedding.{key}: model.name = '{model}' reads no embedding set; leave it out or "
+                "choose another model"
+            )
 
 
 def _device_problems(recipe: Recipe) -> list[str]:
@@ -198,6 +211,25 @@ def _device_problems(recipe: Recipe) -> list[str]:
         if kernel not in ("auto", "fused")
     ]
     return [problem for problem in problems if problem is not None]
+
+
+def _cache_problems(recipe: Recipe) -> list[str]:
+    """A size of caches where no table can have one."""
+    section, where = recipe.embedding, "embedding.cache_load_factor"
+    if section.cache_load_factor == EmbeddingSection.model_fields["cache_load_factor"].default:
+        return []
+    if recipe.train.device == "cpu":
+        return [f"{where}: only a CUDA device caches rows of tables; on CPU leave it out"]
+    for name in dict.fromkeys(feature.table_name for feature in recipe.features.sparse):
+        options = section.tables.get(name, TableOptions())
+        kernel, kind = options.kernel or section.kernel, options.sharding or section.sharding
+        may_cache = kind != "data_parallel" and not isinstance(options.ids, ManagedIds)
+        if may_cache and kernel in ("auto", "fused_uvm_caching"):
+            return []
+    return [
+        f"{where}: no table can have a cache: those with kernel = 'fused_uvm_caching' or 'auto' can, "
+        "unless they are 'data_parallel' or have managed ids; leave it out"
+    ]
 
 
 def _rank_problems(recipe: Recipe) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prismrec.data.batch import Batch, KeyedIds, jagged_ids
 from prismrec.data.columns import IdColumn, ReadColumns
+from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.order import Part, Tile, tiles
 from prismrec.data.rows import Bag, Floats, Ints, Rows
 
@@ -47,6 +48,8 @@ class Block:
         """(S, F) ids."""
         self.unknown: Counts = np.zeros((steps, len(columns.sparse)), np.int64)
         """(S, F) those of them that have no row of their own."""
+        self.null: Counts = np.zeros((steps, len(columns.sparse)), np.int64)
+        """(S, F) those of the unknown that are missing."""
         self.missing: Counts = np.zeros((steps, dense), np.int64)
         """(S, N) dense values that were missing."""
         self._place = {each.feature: at for at, each in enumerate(columns.sparse)}
@@ -72,7 +75,7 @@ class Block:
 
     def pad(self, last: Rows, part: Part, offset: int, count: int) -> None:
         """Fill up with copies of one row that count for nothing."""
-        counts = (self.seen, self.unknown, self.missing)
+        counts = (self.seen, self.unknown, self.null, self.missing)
         before = [each.copy() for each in counts]
         self.put(last.repeat(count), (0, count), part, offset)
         for each, value in zip(counts, before, strict=True):
@@ -114,7 +117,9 @@ class Block:
         first, stop = (start + width * edge for edge in (tile.columns.start, tile.columns.stop))
         self._ids[tile.steps, first:stop] = rows
         if unknown is not None:
-            self.unknown[tile.steps, self._place[feature.feature]] += unknown.sum(axis=1)
+            place = self._place[feature.feature]
+            self.unknown[tile.steps, place] += unknown.sum(axis=1)
+            self.null[tile.steps, place] += (source == NULL_ID).sum(axis=1)
 
     def _put_floats(self, at: int, column: Floats, tile: Tile) -> None:
         source = tile.shape(column)
@@ -147,6 +152,7 @@ class Block:
                 self.seen[step, place] += here.stop - here.start
                 if unknown is not None:
                     self.unknown[step, place] += unknown[here].sum()
+                    self.null[step, place] += (bag.values[here] == NULL_ID).sum()
 
     @property
     def _has_managed(self) -> bool:

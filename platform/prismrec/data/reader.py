@@ -74,6 +74,8 @@ class Reader:
         self._source = source
         self.unknown_ids = {each.feature: 0 for each in self.columns.sparse}
         """By feature, ids of this rank's batches so far that have no row of their own."""
+        self.missing_ids = dict.fromkeys(self.unknown_ids, 0)
+        """By feature, those of the unknown ids that are missing."""
         self.seen_ids = dict.fromkeys(self.unknown_ids, 0)
         """By feature, all ids of this rank's batches so far."""
         self.missing_values = dict.fromkeys(self.columns.dense, 0)
@@ -117,7 +119,9 @@ class Reader:
         with closing(ahead(produced, self._data.prefetch)) as batches:
             for step, (batch, *counts) in enumerate(batches, 1):
                 for totals, found in zip(
-                    (self.seen_ids, self.unknown_ids, self.missing_values), counts, strict=True
+                    (self.seen_ids, self.unknown_ids, self.missing_ids, self.missing_values),
+                    counts,
+                    strict=True,
                 ):
                     for name, count in zip(totals, found, strict=True):
                         totals[name] += int(count)
@@ -178,8 +182,8 @@ class Reader:
 
     def _produce(
         self, epoch: int, offsets: tuple[int, ...]
-    ) -> Generator[tuple[Batch, Ints, Ints, Ints], None, None]:
-        """Batches with their counts of ids, unknown ids and missing values; runs on a thread."""
+    ) -> Generator[tuple[Batch, Ints, Ints, Ints, Ints], None, None]:
+        """Batches with their counts of ids, unknown and missing ones, missing values; runs on a thread."""
         left = self.lanes.steps(offsets)
         per_block = max(1, _CHUNK_ROWS // self.lanes.step_rows)
         held = 1 if self.lanes.dealt else len(self._owned)
@@ -193,8 +197,8 @@ class Reader:
                     _fill(block, steps, cursor, cursors, groups)
                 self.peak_groups = max(self.peak_groups, groups.peak)
                 for step in range(steps):
-                    counts = block.seen[step], block.unknown[step], block.missing[step]
-                    yield block.batch(step), *counts
+                    ids = block.seen[step], block.unknown[step], block.null[step]
+                    yield block.batch(step), *ids, block.missing[step]
                 left -= steps
 
 

@@ -51,13 +51,17 @@ def logit_offsets(recipe: Recipe) -> Tensor:
 
 @contextmanager
 def evaluation_mode(sharded: ShardedModel) -> Iterator[None]:
-    """No dropout, running moments, averaged weights: the model as it will be exported."""
+    """No dropout, running moments, averaged weights, vectors sent in fp32: as it will be exported.
+
+    Collective: every rank enters and leaves it between the same lookups.
+    """
     ema = sharded.optimizers.ema
     sharded.dmp.eval()
     if ema:
         ema.swap()
     try:
-        yield
+        with sharded.wire.off():
+            yield
     finally:
         if ema:
             ema.swap()

@@ -31,21 +31,34 @@ class IdCounts:
     Args:
         seen: ids by feature.
         unknown: those of them that no row of the table stands for.
+        missing: those of the unknown that are missing.
         tables: the table of every feature whose ids have their rows for good.
     """
 
     seen: dict[str, int]
     unknown: dict[str, int]
+    missing: dict[str, int]
     tables: dict[str, str]
 
     def metrics(self) -> dict[str, float]:
-        """`ids/TABLE/unknown`, the share of a table's ids that are unknown, for tables with ids."""
+        """Shares of a table's ids, for tables with ids.
+
+        `ids/TABLE/unknown` is the sum of `ids/TABLE/missing` and `ids/TABLE/out_of_range`.
+        """
         seen: Counter[str] = Counter()
         unknown: Counter[str] = Counter()
+        missing: Counter[str] = Counter()
         for feature, table in self.tables.items():
             seen[table] += self.seen[feature]
             unknown[table] += self.unknown[feature]
-        return {f"ids/{table}/unknown": unknown[table] / n for table, n in seen.items() if n}
+            missing[table] += self.missing[feature]
+        shares = {}
+        for table, n in seen.items():
+            if n:
+                shares[f"ids/{table}/unknown"] = unknown[table] / n
+                shares[f"ids/{table}/missing"] = missing[table] / n
+                shares[f"ids/{table}/out_of_range"] = (unknown[table] - missing[table]) / n
+        return shares
 
 
 class Splits:
@@ -100,15 +113,17 @@ class Splits:
 
         Collective: every rank calls it.
         """
-        counts = [list(each.values()) for each in (self.train.seen_ids, self.train.unknown_ids)]
+        train = self.train
+        counted = (train.seen_ids, train.unknown_ids, train.missing_ids)
+        counts = [list(each.values()) for each in counted]
         totals = self._ranks.sum(torch.tensor(counts, device=self._ranks.device)).tolist()
-        seen, unknown = (dict(zip(self.train.seen_ids, each, strict=True)) for each in totals)
+        seen, unknown, missing = (dict(zip(train.seen_ids, each, strict=True)) for each in totals)
         tables = {
             each.name: each.table_name
             for each in self._recipe.features.sparse
             if not isinstance(self.encoders[each.name], CodeEncoder)
         }
-        return IdCounts(seen, unknown, tables)
+        return IdCounts(seen, unknown, missing, tables)
 
     def held_out(self) -> Reader:
         """Reader of rows that were not trained on, or of the training rows where all were."""

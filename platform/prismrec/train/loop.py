@@ -17,6 +17,7 @@ from prismrec.train.held_out import write_held_out
 from prismrec.train.initial import start_weights
 from prismrec.train.interrupts import StopRequest, signals_ask
 from prismrec.train.meter import Meter
+from prismrec.train.occupancy import occupancy
 from prismrec.train.pipeline import Pipeline
 from prismrec.train.precision import resolve_precision
 from prismrec.train.process_group import Ranks
@@ -127,6 +128,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
                     report = evaluator.run(splits.batches("valid"))
                     probed = _probe(session, sharded, state)
                     counted = splits.id_counts().metrics()
+                    counted |= occupancy(recipe, sharded)
                     session.log(report.named("valid") | probed | counted, state)
                     evaluator.judge(report, state)
                     saver.save(state, report)
@@ -139,6 +141,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     saver.finish(state)
     why = stopped or ("patience" if state.stopped_early else "")
     unknown_ids = _unknown_ids(session, splits, state)
+    session.log(occupancy(recipe, sharded), state)
     seen = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
     if stopped:
         return seen

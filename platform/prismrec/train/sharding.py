@@ -12,8 +12,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import Recipe
 from prismrec.embeddings import access
-from prismrec.embeddings.communication import check_communication, make_codecs
+from prismrec.embeddings.collection import physical_tables
+from prismrec.embeddings.communication import WireSwitch, check_communication, make_codecs
 from prismrec.embeddings.copies import TableCopies, copies_env, places_of_copy
+from prismrec.embeddings.managed.id_map import BYTES_PER_ROW
 from prismrec.embeddings.managed.tables import ManagedTables
 from prismrec.embeddings.memory import local_bytes
 from prismrec.embeddings.optimizers import check_optimizers
@@ -25,6 +27,7 @@ from prismrec.embeddings.plan import (
     device_memory,
     host_memory_per_rank,
     place_of,
+    predicted_beside,
     predicted_bytes,
     sharding_plan,
 )
@@ -42,7 +45,7 @@ _TOUCHED_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class TableMemory:
-    """Bytes of the tables with optimizer state, by rank.
+    """Bytes of the tables with optimizer state, maps of managed ids and touched rows, by rank.
 
     Args:
         predicted: by the plan.
@@ -82,6 +85,7 @@ class ShardedModel:
         names: names of the dense parameters.
         managed: the tables that give rows to ids as they come.
         ranks_per_copy: ranks that hold the tables together.
+        wire: lets vectors travel in fp32 for a while, whatever training sends them in.
         touched: which rows training has touched when, where the recipe asks for that.
         steps_before: steps that the tables' optimizer state had behind it when the run started.
     """
@@ -96,6 +100,7 @@ class ShardedModel:
     names: dict[nn.Parameter, str]
     managed: ManagedTables
     ranks_per_copy: int
+    wire: WireSwitch
     touched: TouchedRows | None = None
     steps_before: int = 0
 
@@ -135,14 +140,23 @@ class ShardedModel:
         return self.managed.metrics(self.ranks.sum, self.ranks.device)
 
     def table_memory(self) -> TableMemory:
-        """Bytes of tables with optimizer state on every rank, as planned and as they are.
+        """What the tables take on every rank, see `TableMemory`, as planned and as they are.
 
         Collective: every rank calls it.
         """
         world_size = self.ranks.world_size
         held = torch.zeros(world_size, dtype=torch.int64, device=self.ranks.device)
-        held[self.ranks.rank] = local_bytes(self.shards()).total
-        of_copy = [each.total for each in predicted_bytes(self.plan, self.ranks_per_copy)]
+        record = 0 if self.touched is None else self.touched.num_bytes
+        beside = self.managed.num_bytes + record
+        held[self.ranks.rank] = local_bytes(self.shards()).total + beside
+        of_row = 0 if self.touched is None else _TOUCHED_BYTES
+        per_row = {
+            each.name: of_row + (BYTES_PER_ROW if each.table.is_managed else 0)
+            for each in physical_tables(self.spec)
+        }
+        tables = predicted_bytes(self.plan, self.ranks_per_copy)
+        others = predicted_beside(self.plan, self.ranks_per_copy, per_row)
+        of_copy = [each.total + more for each, more in zip(tables, others, strict=True)]
         predicted = of_copy * (world_size // self.ranks_per_copy)
         return TableMemory(tuple(predicted), tuple(self.ranks.sum(held).tolist()))
 
@@ -172,7 +186,8 @@ def shard_model(
         env = copies_env(placement.world_size, placement.device, placement.local_world_size)
         places = places_of_copy(places, ranks.rank // env.world_size * env.world_size)
     plan = sharding_plan(parts.model, places, placement.device, ranks.local_world_size)
-    sharder = Sharder(make_codecs(spec.communication, placement.batch_size))
+    wire = WireSwitch()
+    sharder = Sharder(make_codecs(spec.communication, placement.batch_size, wire))
     tables = shard_tables(parts.model, spec, plan, ranks.device, sharder, env)
     dmp = tables.dmp
     dense = {name: p for name, p in parts.leaf.ranker.named_parameters() if p.requires_grad}
@@ -188,7 +203,7 @@ def shard_model(
     managed = ManagedTables(dmp, spec)
     of_copy = placement.world_size
     sharded = ShardedModel(
-        dmp, parts.leaf, spec, lines, optimizers, plain, ranks, names, managed, of_copy
+        dmp, parts.leaf, spec, lines, optimizers, plain, ranks, names, managed, of_copy, wire
     )
     access.initialize(sharded.shards(), spec)
     if recipe.embedding.track_touched:

@@ -146,6 +146,7 @@ def test_copies_of_the_tables_are_planned_on_their_ranks(capsys: Captured) -> No
         *("embedding.ranks_per_copy=2", "workers.count=4"),
     )
     assert (found["machines"]["world_size"], len(found["ranks"])) == (2, 2)
+    assert found["copies"] == 4
 
 
 def test_chosen_layouts_come_with_their_reasons(capsys: Captured) -> None:

@@ -177,6 +177,31 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
             "ranks each; use 1 or 2 or leave it out",
         ),
         (["embedding.ranks_per_copy=1"], "1 workers cannot hold several copies"),
+        (
+            ["train.device=cpu", "embedding.cache_load_factor=0.5"],
+            "embedding.cache_load_factor: only a CUDA device caches rows of tables; on CPU leave it",
+        ),
+        (
+            ["embedding.kernel=fused", "embedding.cache_load_factor=0.5"],
+            "embedding.cache_load_factor: no table can have a cache: those with kernel =",
+        ),
+        (
+            [
+                "embedding.cache_load_factor=0.5",
+                "embedding.tables.user.kernel=fused_uvm",
+                "embedding.tables.item.sharding=data_parallel",
+            ],
+            "embedding.cache_load_factor: no table can have a cache: those with kernel =",
+        ),
+        (
+            ["model={name='lr'}", "embedding.sets=[{name='a', dim=8}]"],
+            "embedding.sets: model.name = 'lr' reads no embedding set; leave it out or choose another",
+        ),
+        (
+            ["model={name='lr'}", "embedding.num_sets=2"],
+            "embedding.num_sets: model.name = 'lr' reads",
+        ),
+        (["model={name='lr'}", "embedding.dim=8"], "embedding.dim: model.name = 'lr' reads no"),
         (["embedding.sync_every=4"], "embedding.sync_every: there is one copy of the tables"),
         (
             [
@@ -225,6 +250,21 @@ def test_what_only_sounds_wrong_is_allowed(recipe_file):
     assert recipe.export.bounds == (0.1, 0.2)
     assert recipe.best_metric() == "is-click_2.0/auc"
     assert [feature.table_name for feature in recipe.features.sparse] == ["user", "item"]
+
+
+def test_one_table_that_may_have_a_cache_is_enough(recipe_file):
+    one = [
+        "embedding.cache_load_factor=0.5",
+        "embedding.kernel=fused",
+        "embedding.tables.user.kernel=fused_uvm_caching",
+    ]
+    assert config.load(recipe_file(MINIMAL), one).embedding.cache_load_factor == 0.5
+    assert config.load(recipe_file(MINIMAL), one[:1]).embedding.cache_load_factor == 0.5
+
+
+def test_a_resolved_recipe_without_sets_reads_back_the_same(recipe_file):
+    recipe = config.load(recipe_file(MINIMAL), ["model={name='lr'}"])
+    assert config.from_dict(config.dump(recipe)) == recipe
 
 
 def test_a_table_with_an_optimizer_of_its_own_hides_that_of_all(recipe_file):

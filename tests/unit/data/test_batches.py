@@ -46,6 +46,7 @@ def test_unknown_ids_and_missing_values_are_replaced_and_counted(tmp_path: Path)
     assert batch.sparse.values().tolist() == [50, 50, 50, 49]
     assert batch.dense[:, 0].tolist() == [0.0, 0.0, 3.0, 4.0]
     assert reader.unknown_ids == {"item": 3}
+    assert reader.missing_ids == {"item": 1}
     assert reader.missing_values == {"price": 2}
 
 
@@ -55,6 +56,7 @@ def test_padding_is_not_counted_as_unknown(tmp_path: Path) -> None:
     last = [batch for batch, _ in reader.epoch()][-1]
     assert last.sparse.values().tolist() == [50, 50, 50]
     assert reader.unknown_ids == {"item": 1}
+    assert reader.missing_ids == {"item": 1}
 
 
 def test_hashed_ids_take_any_value_but_null(tmp_path: Path) -> None:

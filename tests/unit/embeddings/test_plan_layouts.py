@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from prismrec.config.embedding import TableOptimizer
+from prismrec.config.embedding import Communication, TableOptimizer
 from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.plan import Placement, choose_layouts, layout_choices
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
@@ -60,16 +60,24 @@ def test_rows_over_1024_are_separate_where_they_cannot_be_cut() -> None:
     assert _chosen(_spec((1024, 8), sharding="row_wise"))[0] == "separate"
 
 
-def test_a_table_too_large_for_a_rank_is_spread_if_its_sets_are_not() -> None:
+def test_a_table_too_large_for_a_rank_shares_its_rows() -> None:
+    layout, why = _chosen(_spec((16, 16)), int(129 * MIB / 0.85))
+    assert layout == "packed"
+    assert why == "256.0 MiB are too much for one rank, and can be shared out as a whole"
+
+
+def test_where_rows_cannot_be_cut_it_is_spread_if_its_sets_fit() -> None:
     # a set of 16 numbers takes 64 MiB of weights and as much of state: 128 MiB, two sets 256 MiB
-    spec = _spec((16, 16))
+    spec = replace(_spec((16, 16)), communication=Communication(forward="int8"))
     fits_set, fits_both = int(129 * MIB / 0.85), int(257 * MIB / 0.85)
     assert _chosen(spec, fits_both)[0] == "packed"
     layout, why = _chosen(spec, fits_set)
     assert layout == "spread"
     assert "256.0 MiB" in why
-    assert _chosen(spec, fits_set // 2)[0] == "packed", "rows are cut then"
+    assert _chosen(spec, fits_set // 2)[0] == "packed", "no set fits then"
     assert _chosen(spec, fits_set, world=1)[0] == "packed"
+    on_cpu = Placement(4, 4, "cpu", 2 * fits_set, 8)
+    assert layout_choices(spec, on_cpu)["item"][0] == "spread", "the copy is in the same memory"
     assert _chosen(_spec((16, 16), sharding="row_wise"), fits_set)[0] == "packed"
 
 

@@ -15,7 +15,7 @@ from prismrec.config.placement import refused_kinds
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.managed.spec import ManagedRows
 from prismrec.embeddings.plan import KINDS, Placement
-from prismrec.embeddings.plan.rules import ways
+from prismrec.embeddings.plan.rules import LEAST_CUT_BYTES, ways
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers.tables import make_spec
 
@@ -39,6 +39,8 @@ def _with(spec: EmbeddingSpec, **changes: object) -> EmbeddingSpec:
 
 
 def _kinds(spec: EmbeddingSpec, placement: Placement) -> set[str]:
+    """Kinds left to a table large enough to be worth cutting."""
+    spec = _with(spec, rows=4_000_000)
     return {cut.kind for cut in ways(_item(spec), spec, placement, in_host_memory=False)}
 
 
@@ -77,6 +79,21 @@ def test_what_coupling_allows() -> None:
 
 def test_auto_considers_every_kind_where_there_are_machines() -> None:
     assert _kinds(make_spec(), _place()) == set(KINDS)
+
+
+def test_small_tables_are_cut_by_columns_only_if_that_is_asked_for() -> None:
+    """A strip has the ids sent once more, for a gain that such a table does not have."""
+    spec, placement = make_spec(), _place()
+    cuts = ways(_item(spec), spec, placement, in_host_memory=False)
+    assert {cut.kind for cut in cuts} == set(KINDS) - COLUMNS
+    asked = make_spec(sharding="column_wise")
+    cuts = ways(_item(asked), asked, placement, in_host_memory=False)
+    assert {cut.kind for cut in cuts} == {"column_wise"}
+    rows = LEAST_CUT_BYTES // (12 * 4)  # two sets of 8 and 4 numbers
+    for more, kinds in ((0, set(KINDS) - COLUMNS), (1, set(KINDS))):
+        sized = _with(spec, rows=rows + more)
+        cuts = ways(_item(sized), sized, placement, in_host_memory=False)
+        assert {cut.kind for cut in cuts} == kinds
 
 
 def test_auto_leaves_out_kinds_that_one_machine_makes_no_use_of() -> None:
@@ -132,6 +149,8 @@ def test_a_managed_table_is_cut_by_rows() -> None:
     spec = _with(make_spec(), managed=managed)
     assert _kinds(spec, _place()) == {"row_wise"}
     assert _kinds(spec, _place(1, 1)) == {"row_wise"}
+    cuts = ways(_item(spec), spec, _place(), in_host_memory=True)
+    assert {cut.kernel for cut in cuts} == {"fused", "fused_uvm"}, "rows change owners in no cache"
     for bad in (_with(spec, sharding="table_wise"), _with(spec, layout="spread")):
         assert "by rows only" in _refusal(bad, _place())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import prismrec
 from prismrec.config import UserError
 from prismrec.data.schema import Column, DataSchema
 from prismrec.jobs.plan import Machines, plan_recipe
@@ -60,6 +61,14 @@ def test_rows_are_not_read(data: Path, tmp_path: Path) -> None:
             "adds up the parts",
         ),
         (("embedding.tables.item={kernel='fused_uvm', sharding='data_parallel'}",), "fused_uvm"),
+        (
+            (
+                "workers.count=2",
+                "embedding.communication.forward=bf16",
+                "embedding.sharding=data_parallel",
+            ),
+            "no vector travels",
+        ),
     ],
 )
 def test_no_run_starts_with_tables_that_can_be_placed_nowhere(
@@ -67,6 +76,24 @@ def test_no_run_starts_with_tables_that_can_be_placed_nowhere(
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_before_start(make_recipe(data, *overrides))
+
+
+def test_one_rank_may_be_told_of_types_that_nothing_travels_in(data: Path) -> None:
+    recipe = make_recipe(
+        data, "embedding.communication.forward=bf16", "embedding.sharding=data_parallel"
+    )
+    check_before_start(recipe)
+    assert plan_recipe(recipe, Machines(1, 1, "cpu", GIB, GIB))["fits"]
+    with pytest.raises(UserError, match="no vector travels"):
+        plan_recipe(recipe, Machines(2, 2, "cpu", GIB, GIB))
+
+
+def test_the_function_gives_the_document_of_the_command(data: Path) -> None:
+    recipe = make_recipe(data, "train.device=cuda")
+    document = prismrec.plan(recipe, prismrec.Machines(8, 4, "cuda", GIB, 2 * GIB), batch_size=6)
+    assert document == plan_recipe(recipe, MACHINES, 6)
+    assert document["fits"]
+    assert document["machines"]["batch_size"] == 6
 
 
 def test_a_run_with_open_layouts_may_start(data: Path) -> None:
