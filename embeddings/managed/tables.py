@@ -16,7 +16,7 @@ from prismrec.embeddings.managed.state import MapShard, blank_state, give_state,
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import NEVER, LocalShard
 
-COUNTERS = ("fill", "lookups", "misses", "admissions", "evictions", "dropped")
+COUNTERS = ("rows_in_use", "lookups", "misses", "admissions", "evictions", "dropped")
 """Names of the numbers of each table, see `ManagedTables.metrics`."""
 
 
@@ -99,7 +99,7 @@ class ManagedTables:
             device: where that tensor has to lie.
 
         Returns:
-            `ids/<table>/...`: `fill`, rows that some id has now; `lookups` of training, and of
+            `ids/<table>/...`: `rows_in_use`, rows that some id has now; `lookups` of training, and of
             these `misses`, which found no row; `admissions` and `evictions` of ids; `dropped`,
             lookups of new ids that were forgotten because too many had to be remembered.
         """

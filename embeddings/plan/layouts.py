@@ -69,7 +69,10 @@ def _choice(spec: EmbeddingSpec, table: TableSpec, placement: Placement) -> Choi
     room = _room(placement)
     if largest > room and placement.world_size > 1 and _can_spread(spec, table, several):
         if _cuts_rows(spec, table, placement):
-            return "packed", f"{size(largest)} are too much for one rank, and can be shared out as a whole"
+            return (
+                "packed",
+                f"{size(largest)} are too much for one rank, and can be shared out as a whole",
+            )
         widest = max(_bytes(spec, table, (each,)) for group in several for each in group)
         if widest <= room:
             return (

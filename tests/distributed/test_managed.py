@@ -93,9 +93,9 @@ def test_counters_are_those_of_all_ranks(world: int) -> None:
             lookups = sum(len(codes_in(draw(step)[0], table)) for step in range(1, STEPS + 1))
             assert counted[f"ids/{table}/lookups"] == lookups
             assert 0 < counted[f"ids/{table}/misses"] < lookups
-            assert counted[f"ids/{table}/fill"] == len(plain.row)
+            assert counted[f"ids/{table}/rows_in_use"] == len(plain.row)
             stayed = counted[f"ids/{table}/admissions"] - counted[f"ids/{table}/evictions"]
-            assert stayed == counted[f"ids/{table}/fill"]
+            assert stayed == counted[f"ids/{table}/rows_in_use"]
             assert counted[f"ids/{table}/dropped"] == 0
 
 

@@ -92,7 +92,7 @@ def test_the_log_says_what_happens_to_ids(place: Path) -> None:
     for table, interval in (("user", 3), ("item", 4)):
         numbers = {
             name: log[f"ids/{table}/{name}"]
-            for name in ("fill", "lookups", "misses", "admissions", "evictions", "dropped")
+            for name in ("rows_in_use", "lookups", "misses", "admissions", "evictions", "dropped")
         }
         assert all(list(values) == list(range(1, WHOLE + 1)) for values in numbers.values())
         for step in range(1, WHOLE + 1):
@@ -100,11 +100,13 @@ def test_the_log_says_what_happens_to_ids(place: Path) -> None:
             if step % interval:
                 assert now["admissions"] == now["evictions"] == 0
             gained = now["admissions"] - now["evictions"]
-            assert now["fill"] - (numbers["fill"][step - 1] if step > 1 else 0) == gained
+            assert (
+                now["rows_in_use"] - (numbers["rows_in_use"][step - 1] if step > 1 else 0) == gained
+            )
             assert now["misses"] <= now["lookups"]
         assert sum(numbers["evictions"].values()) > 0
         assert numbers["misses"][1] == numbers["lookups"][1]
-    assert "ids/tags/fill" not in log
+    assert "ids/tags/rows_in_use" not in log
 
 
 def test_the_inference_copy_takes_raw_ids_and_says_what_the_trainer_says(place: Path) -> None:
@@ -133,7 +135,7 @@ def test_every_table_may_be_managed_and_tracked(place: Path) -> None:
     chosen = recipe(place, HALF, TAGS, *coupled)
     (one,) = alone([Start(chosen, place / "all")])
     assert all(loss < 3 for loss in one.losses)
-    assert 0 < one.log["ids/tags/fill"][HALF] <= LANES * 3
+    assert 0 < one.log["ids/tags/rows_in_use"][HALF] <= LANES * 3
     checkpoint = latest(RunFiles(place / "all").checkpoints)
     assert checkpoint is not None
     with CheckpointReader(checkpoint) as reader:

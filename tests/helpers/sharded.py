@@ -217,10 +217,8 @@ def _cut(
     if kind == "table_row_wise":
         return (width,), [(first, local)]
     widths: tuple[int, ...]
-    is_spread, sets = (
-        physical.table.layout == "spread",
-        [b - a for a, b in physical.slices.values()],
-    )
+    is_spread = physical.table.layout == "spread"
+    sets = [stop - start for start, stop in physical.slices.values()]
     if is_spread and kind == "column_wise":
         widths = tuple(sets)
     elif kind == "table_wise":

@@ -76,8 +76,12 @@ def test_only_training_counts_and_gives_rows() -> None:
     torch.testing.assert_close(found[1], weights[6])
     assert weights[0].any()
     after = tables.metrics(lambda sums: sums, CPU)
-    assert [after[f"ids/user/{name}"] for name in ("fill", "lookups", "admissions")] == [2, 3, 2]
-    assert [after[f"ids/item/{name}"] for name in ("fill", "lookups", "misses")] == [0, 1, 1]
+    assert [after[f"ids/user/{name}"] for name in ("rows_in_use", "lookups", "admissions")] == [
+        2,
+        3,
+        2,
+    ]
+    assert [after[f"ids/item/{name}"] for name in ("rows_in_use", "lookups", "misses")] == [0, 1, 1]
     assert tables.num_bytes == 2 * 12 * 40
 
 
