@@ -333,7 +333,7 @@ def _train(case: Case) -> Found:
         owners={each.table: (each.row, each.rows["ids"].tolist()) for each in after},
         metrics=metrics,
         evaluated=_same(before, after)
-        and all(not value for name, value in silent.items() if not name.endswith("/fill")),
+        and all(not value for name, value in silent.items() if not name.endswith("/rows_in_use")),
     )
 
 
