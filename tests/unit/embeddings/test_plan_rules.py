@@ -50,25 +50,6 @@ def _refusal(spec: EmbeddingSpec, placement: Placement) -> str:
     return refused.value.message
 
 
-@pytest.mark.parametrize(
-    ("options", "data_type", "refused"),
-    [
-        ({"name": "sgd"}, "fp32", set()),
-        ({"name": "adagrad"}, "fp32", set()),
-        ({"name": "adagrad"}, "fp16", {"data_parallel"}),
-        ({"name": "adagrad", "clip": 0.5}, "fp32", {"data_parallel"}),
-        ({"name": "adam"}, "fp32", {"data_parallel"}),
-        ({"name": "lamb"}, "fp32", {"data_parallel"} | COLUMNS),
-        ({"name": "rowwise_adagrad"}, "fp32", {"data_parallel"} | COLUMNS),
-        ({"name": "partial_rowwise_adam"}, "fp16", {"data_parallel"} | COLUMNS),
-    ],
-)
-def test_kinds_that_would_change_the_numbers(
-    options: dict[str, object], data_type: str, refused: set[str]
-) -> None:
-    assert set(refused_kinds(TableOptimizer.model_validate(options), data_type)) == refused
-
-
 def test_what_coupling_allows() -> None:
     row_wise, lamb = TableOptimizer(name="rowwise_adagrad"), TableOptimizer(name="lamb")
     assert set(refused_kinds(row_wise, "fp32", may_couple=True)) == {"data_parallel"}
