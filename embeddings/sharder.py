@@ -33,22 +33,20 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from prismrec.config.placement import KINDS
 from prismrec.embeddings.access import lookups, table_name
 from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.managed.modules import ManagedSharder
 from prismrec.embeddings.optimizers import fuse_optimizers, plain_optimizers
 from prismrec.embeddings.sets import EmbeddingSpec
 
-TORCHREC_KINDS = (
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-)
-"""Ways to place a table, as TorchRec calls them."""
+_NAMES = {"grid": "grid_shard"}
+"""TorchRec's names of kinds, where they differ."""
+
+
+def torchrec_name(kind: str) -> str:
+    """What TorchRec calls a kind."""
+    return _NAMES.get(kind, kind)
 
 
 class ShardedBags(ShardedEmbeddingBagCollection):
@@ -166,7 +164,7 @@ class Sharder(EmbeddingBagCollectionSharder):
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Kinds a table may take."""
-        return list(TORCHREC_KINDS)
+        return [torchrec_name(kind) for kind in KINDS]
 
     def shard(
         self,

@@ -3,10 +3,9 @@
 from prismrec.embeddings.plan.agree import (
     agreed_placement,
     agreed_plan,
-    data_parallel_tables,
     plan_tables,
 )
-from prismrec.embeddings.plan.expand import KINDS, TablePlace, sharding_plan
+from prismrec.embeddings.plan.expand import TablePlace, sharding_plan
 from prismrec.embeddings.plan.find import Plan, PlannedTable, find_plan
 from prismrec.embeddings.plan.layouts import choose_layouts, layout_choices, with_layouts
 from prismrec.embeddings.plan.lines import (
@@ -20,7 +19,6 @@ from prismrec.embeddings.plan.placement import Placement, device_memory, host_me
 from prismrec.embeddings.plan.rules import check_ways
 
 __all__ = [
-    "KINDS",
     "Placement",
     "Plan",
     "PlannedTable",
@@ -29,7 +27,6 @@ __all__ = [
     "agreed_plan",
     "check_ways",
     "choose_layouts",
-    "data_parallel_tables",
     "device_memory",
     "find_plan",
     "host_memory_per_rank",

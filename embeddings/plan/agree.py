@@ -93,16 +93,6 @@ def plan_tables(
     return sharding_plan(model, places, placement.device, placement.local_world_size)
 
 
-def data_parallel_tables(plan: ShardingPlan) -> set[str]:
-    """Physical names of the tables that every rank holds whole."""
-    return {
-        name
-        for module in plan.plan.values()
-        for name, sharding in module.items()  # type: ignore[attr-defined]
-        if sharding.sharding_type == "data_parallel"
-    }
-
-
 def _told(answer: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
     """Rank 0's answer, on every rank, as JSON and not as a pickle."""
     if group.size() == 1:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prismrec.config.placement import KINDS
 from prismrec.embeddings.plan.cluster import Cluster, Ranks
-from prismrec.embeddings.plan.expand import KINDS
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.plan.price import Option, Piece
 

@@ -20,30 +20,13 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
-KINDS = (
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid",
-)
-"""Ways to place a table, as a recipe calls them."""
+from prismrec.embeddings.sharder import torchrec_name
 
 HOST_KINDS = ("table_row_wise", "table_column_wise", "grid")
 """Those that keep a table, or each strip of its columns, on the ranks of one host."""
 
-_NAMES = {"grid": "grid_shard"}
-"""TorchRec's names of kinds, where they differ."""
-
 _BAGS = "embedding_bags."
 _SHARDED = (EmbeddingBagCollection, ManagedCollisionEmbeddingBagCollection)
-
-
-def torchrec_name(kind: str) -> str:
-    """What TorchRec calls a kind."""
-    return _NAMES.get(kind, kind)
 
 
 class Strip(NamedTuple):
@@ -91,11 +74,6 @@ class TablePlace:
     rows: int
     strips: tuple[Strip, ...]
     cache_load_factor: float | None = None
-
-    @property
-    def cuts_columns(self) -> bool:
-        """Whether a row lies in several pieces."""
-        return len(self.strips) > 1
 
     def blocks(self) -> Iterator[Block]:
         """Every shard, in the order in which TorchRec wants them: by strip, then by rank."""

@@ -26,10 +26,9 @@ from prismrec.embeddings.collection import PhysicalTable
 from prismrec.embeddings.communication import make_codecs
 from prismrec.embeddings.managed.id_map import BYTES_PER_ROW
 from prismrec.embeddings.memory import block_bytes
-from prismrec.embeddings.plan.expand import torchrec_name
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.sets import EmbeddingSpec
-from prismrec.embeddings.sharder import Sharder
+from prismrec.embeddings.sharder import Sharder, torchrec_name
 
 try:
     from torchrec.distributed.planner.utils import build_sharder_data_map

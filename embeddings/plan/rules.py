@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from prismrec.config import UserError
 from prismrec.config.embedding import MAX_WIDTH, Kernel
-from prismrec.config.placement import COLUMN_KINDS, ROW_WISE_STATE, refused_kinds
+from prismrec.config.placement import COLUMN_KINDS, KINDS, ROW_WISE_STATE, refused_kinds
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.communication import refused_by_communication
 from prismrec.embeddings.memory import block_bytes
-from prismrec.embeddings.plan.expand import HOST_KINDS, KINDS, even_widths
+from prismrec.embeddings.plan.expand import HOST_KINDS, even_widths
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.plan.price import DENSE, Cut
 from prismrec.embeddings.sets import EmbeddingSpec

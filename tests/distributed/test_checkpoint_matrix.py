@@ -13,18 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from prismrec.config.placement import KINDS
 from tests.helpers.moves import Form, Move, converted, run_moves
 from tests.helpers.ranks import run_ranks
-
-KINDS = (
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid",
-)
 
 COVERING = {
     "sgd": (

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from prismrec.config.embedding import TableOptimizer
-from prismrec.config.placement import COLUMN_KINDS
+from prismrec.config.placement import COLUMN_KINDS, KINDS
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers.sharded import Case, Trained, draw, loss_of, places, together
 from tests.helpers.shared_ranks import trained
@@ -22,15 +22,6 @@ from tests.helpers.tables import PlainTables
 
 WORLDS = {1: 1, 2: 1, 4: 2}
 """Numbers of ranks, each with the number of machines they pretend to be on."""
-KINDS = (
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid",
-)
 RULES = ("sgd", "adagrad", "rowwise_adagrad")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prismrec.config.embedding import Layout, ShardingKind, TableOptimizer
-from prismrec.embeddings.plan.expand import KINDS
+from prismrec.config.placement import KINDS
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import make_recipe, write_rows

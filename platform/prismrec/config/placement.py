@@ -14,6 +14,8 @@ from prismrec.config.embedding import (
 )
 from prismrec.config.rows import Row, once_for_all, rows_of
 
+KINDS = tuple(kind for kind in typing.get_args(ShardingKind) if kind != "auto")
+"""Ways to place a table, as a recipe calls them."""
 COLUMN_KINDS = ("column_wise", "table_column_wise", "grid")
 """Kinds that cut a row."""
 ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
@@ -89,7 +91,7 @@ def _row_problems(section: EmbeddingSection, row: Row) -> Iterator[str]:
         f"embedding.tables.{row.table}.sharding" if row.options.sharding else "embedding.sharding"
     )
     refused = refused_kinds(row.optimizer, row.data_type, may_couple=section.allow_coupled_sets)
-    kinds = [each for each in typing.get_args(ShardingKind) if each not in ("auto", *refused)]
+    kinds = [each for each in KINDS if each not in refused]
     if kind in refused:
         names = " and ".join(f"'{each.name}'" for each in row.sets)
         yield (

@@ -102,8 +102,8 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     total_steps = splits.total_steps()
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
-    vocabularies = vocabulary_digests(recipe, splits.encoders)
-    saver = Saver(recipe, source, sharded, session.files, session.attempt, vocabularies)
+    digests = vocabulary_digests(recipe, splits.encoders)
+    saver = Saver(recipe, source, sharded, session.files, session.attempt, digests)
     state = saver.resume()
     if not saver.has_resumed:
         _start_weights(recipe, source, sharded, session)
@@ -126,10 +126,8 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             if splits.evaluates_after(state.step):
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
-                    probed = _probe(session, sharded, state)
-                    counted = splits.id_counts().metrics()
-                    counted |= occupancy(recipe, sharded)
-                    session.log(report.named("valid") | probed | counted, state)
+                    seen = _of_tables(recipe, session, sharded, splits, state)
+                    session.log(report.named("valid") | seen, state)
                     evaluator.judge(report, state)
                     saver.save(state, report)
             elif saver.is_due(state.step):
@@ -140,15 +138,14 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     rows_per_second = meter.examples_per_second()
     saver.finish(state)
     why = stopped or ("patience" if state.stopped_early else "")
-    unknown_ids = _unknown_ids(session, splits, state)
-    session.log(occupancy(recipe, sharded), state)
-    seen = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
+    unknown_ids = _unknown_ids(recipe, session, sharded, splits, state)
+    outcome = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
     if stopped:
-        return seen
+        return outcome
     checkpoint = saver.restore_best()
     metrics = _final_report(session, evaluator, splits, state)
     write_held_out(recipe, splits, sharded, session.files.held_out)
-    return replace(seen, checkpoint=checkpoint, metrics=metrics)
+    return replace(outcome, checkpoint=checkpoint, metrics=metrics)
 
 
 def _start_weights(
@@ -162,11 +159,17 @@ def _start_weights(
         session.tracker.log_file(session.files.matched)
 
 
-def _unknown_ids(session: Session, splits: Splits, state: TrainState) -> dict[str, int]:
+def _unknown_ids(
+    recipe: Recipe, session: Session, sharded: ShardedModel, splits: Splits, state: TrainState
+) -> dict[str, int]:
+    """Count and record what the ids of the rows trained on came to.
+
+    Collective: every rank calls it.
+    """
     counts = splits.id_counts()
     unknown = {name: count for name, count in counts.unknown.items() if count}
     per_feature = {f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}
-    session.log(per_feature | counts.metrics(), state)
+    session.log(per_feature | counts.metrics() | occupancy(recipe, sharded), state)
     return unknown
 
 
@@ -218,10 +221,17 @@ def _record_start(
         )
 
 
-def _probe(session: Session, sharded: ShardedModel, state: TrainState) -> dict[str, float]:
+def _of_tables(
+    recipe: Recipe, session: Session, sharded: ShardedModel, splits: Splits, state: TrainState
+) -> dict[str, float]:
+    """What an evaluation records of the tables: their ids, how full they are, what the probe sees.
+
+    Collective: every rank calls it.
+    """
+    seen = splits.id_counts().metrics() | occupancy(recipe, sharded)
     if session.probe is None:
-        return {}
-    return session.probe(sharded.shards(), sharded.spec, state.step)
+        return seen
+    return seen | session.probe(sharded.shards(), sharded.spec, state.step)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -22,7 +22,6 @@ from prismrec.embeddings.plan import (
     Placement,
     Plan,
     TablePlace,
-    data_parallel_tables,
     find_plan,
     host_memory_per_rank,
     line_of,
@@ -281,7 +280,9 @@ def test_rank_0_plans_and_torchrec_gets_it(alone: dist.ProcessGroup) -> None:
     spec = make_spec(sharding="data_parallel")
     model = nn.ModuleDict({"tables": build_collection(spec, torch.device("meta"))})
     plan = plan_tables(model, spec, Placement(1, 1, "cpu", 2**30, 4), alone)
-    assert data_parallel_tables(plan) == {"t_user", "t_item", "t_tag"}
+    (placed,) = plan.plan.values()
+    kinds = {name: sharding.sharding_type for name, sharding in placed.items()}
+    assert kinds == dict.fromkeys(("t_user", "t_item", "t_tag"), "data_parallel")
     with pytest.raises(UserError, match=r"do not fit 1 ranks.*rank 0 lacks .* of host memory"):
         plan_tables(model, spec, Placement(1, 1, "cpu", 1000, 4), alone)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 
+from prismrec.config.placement import KINDS
 from prismrec.embeddings.collection import build_collection
 from prismrec.embeddings.plan.expand import (
-    KINDS,
     Block,
     TablePlace,
     even_rows,
@@ -19,8 +19,8 @@ from prismrec.embeddings.plan.expand import (
     parameter_sharding,
     sharding_plan,
     strips,
-    torchrec_name,
 )
+from prismrec.embeddings.sharder import torchrec_name
 from tests.helpers.tables import make_spec
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from prismrec.config import UserError
 from prismrec.config.embedding import Communication, TableOptimizer
 from prismrec.config.ids import ManagedIds
-from prismrec.config.placement import refused_kinds
+from prismrec.config.placement import KINDS, refused_kinds
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.managed.spec import ManagedRows
-from prismrec.embeddings.plan import KINDS, Placement
+from prismrec.embeddings.plan import Placement
 from prismrec.embeddings.plan.rules import LEAST_CUT_BYTES, ways
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers.tables import make_spec

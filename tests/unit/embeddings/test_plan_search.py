@@ -32,12 +32,11 @@ from prismrec.config.embedding import TableOptimizer
 from prismrec.embeddings.collection import PhysicalTable, build_collection, physical_tables
 from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan import Placement, Plan, find_plan
-from prismrec.embeddings.plan.expand import torchrec_name
 from prismrec.embeddings.plan.price import price
 from prismrec.embeddings.plan.rules import ways
 from prismrec.embeddings.plan.search import best_layout
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
-from prismrec.embeddings.sharder import Sharder
+from prismrec.embeddings.sharder import Sharder, torchrec_name
 
 GIB = 2**30
 
