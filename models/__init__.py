@@ -4,7 +4,8 @@ Nothing here looks up, shards, optimises or reads files. `build_model` turns a r
 section into a module; `mixture.py` is the composition they all share.
 """
 
-from prismrec.models.mixture import Composition, Fields, RankingModel
+from prismrec.models.inputs import Fields, Inputs
+from prismrec.models.mixture import Composition, RankingModel
 from prismrec.models.zoo import (
     MODELS,
     build_model,
@@ -18,6 +19,7 @@ __all__ = [
     "MODELS",
     "Composition",
     "Fields",
+    "Inputs",
     "RankingModel",
     "build_model",
     "fields_of",

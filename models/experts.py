@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prismrec.models.inputs import SetShape
 from prismrec.models.interactions.base import Interaction, InteractionSpec
 from prismrec.models.layers import IDENTITY, MLPSpec
 
@@ -28,10 +29,6 @@ class ExpertSpec:
     set_index: int
     interactions: tuple[InteractionSpec, ...]
     projection: MLPSpec = IDENTITY
-
-
-SetShape = tuple[int, int]
-"""Number N of field vectors of a set, and their width K."""
 
 
 @dataclass(frozen=True, slots=True)

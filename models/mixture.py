@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prismrec.models.experts import ExpertGroup, ExpertSpec, GroupPlan, SetShape, plan_groups
+from prismrec.models.experts import ExpertGroup, ExpertSpec, GroupPlan, plan_groups
 from prismrec.models.gates import SoftmaxGate, mix
+from prismrec.models.inputs import Fields, Inputs, SetShape
 from prismrec.models.interactions import flatten
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
 from prismrec.models.towers import SharedTower, SumHead, TaskTowers
@@ -26,33 +27,6 @@ Merge = Literal["concat", "mean", "gate"]
 NUMERIC_NORM = 0.1
 """Expected length of a numeric field's vector at the value 1, at the start: of the order of an
 embedding row's, so that neither kind of field drowns the other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """The shapes of a model's inputs and output.
-
-    Args:
-        num_sparse: number N of all sparse fields, which first-order weights cover.
-        num_dense: number D of numeric columns.
-        set_dims: width d_m of each embedding set.
-        num_tasks: number T of logits.
-        set_fields: number N_m of sparse fields that each set covers, 1 to N.
-    """
-
-    num_sparse: int
-    num_dense: int
-    set_dims: tuple[int, ...]
-    num_tasks: int
-    set_fields: tuple[int, ...]
-
-    @property
-    def set_shapes(self) -> tuple[SetShape, ...]:
-        """Field vectors of each set and their width: N_m sparse ones, then one per numeric column."""
-        return tuple(
-            (count + self.num_dense, dim)
-            for count, dim in zip(self.set_fields, self.set_dims, strict=True)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,16 +209,12 @@ class RankingModel(nn.Module):
             else {}
         )
 
-    def forward(
-        self, sets: list[Tensor], linear: Tensor | None, dense: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of one batch.
 
         Args:
-            sets: for each embedding set m the vectors of the sparse fields that it covers,
-                (B, N_m, d_m); may be strided views. A model without branches reads none of them.
-            linear: first-order weights of the sparse fields, (B, N, T); None unless `wide`.
-            dense: numeric columns, (B, D); D may be 0.
+            inputs: one batch. A model without branches reads none of its sets; first-order
+                weights are there if the model is `wide`.
 
         Returns:
             Logits (B, T), float32 under autocast, and the auxiliary losses by name, each a
@@ -253,24 +223,24 @@ class RankingModel(nn.Module):
         Raises:
             ValueError: first-order weights are missing in a wide model or given to another.
         """
-        if (linear is not None) != self.wide:
+        if (inputs.linear is not None) != self.wide:
             raise ValueError(
                 f"linear must be {'a (B, N, T) tensor' if self.wide else 'None'} for this model, "
-                f"got {'None' if linear is None else 'a tensor'}"
+                f"got {'None' if inputs.linear is None else 'a tensor'}"
             )
-        logits = self.first_order(linear, dense)
-        stacks = {stack: self._stack(stack, sets, dense) for stack in self.stacks}
+        logits = self.first_order(inputs.linear, inputs.dense)
+        stacks = {stack: self._stack(stack, inputs) for stack in self.stacks}
         for branch in self.branches:
             logits = logits + branch(stacks)
         return logits, {}
 
-    def _stack(self, indices: tuple[int, ...], sets: list[Tensor], dense: Tensor) -> Tensor:
+    def _stack(self, indices: tuple[int, ...], inputs: Inputs) -> Tensor:
         """Field vectors of one set (B, N_m + D, K), or of M sets as one (M, B, N_m + D, K)."""
         parts: list[Tensor] = []
         for index in indices:
-            parts.append(sets[index])
+            parts.append(inputs.sets[index])
             if self.numeric:
-                parts.append(self.numeric[str(index)](dense))
+                parts.append(self.numeric[str(index)](inputs.dense))
         if len(parts) == 1:
             return parts[0].contiguous()
         # One copy for all sets: side by side along the fields, then seen as a stack.

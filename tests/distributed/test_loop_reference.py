@@ -17,7 +17,7 @@ from prismrec.checkpoint.reader import CheckpointReader
 from prismrec.config import Recipe
 from prismrec.data.source import open_data
 from prismrec.embeddings.sets import EmbeddingSet
-from prismrec.models import build_model, fields_of, spec_of
+from prismrec.models import Inputs, build_model, fields_of, spec_of
 from tests.helpers.runs import BATCH, LANES, ROWS, Start, Trained, make_recipe, train_on, write_rows
 from tests.helpers.tables import whole_tables
 
@@ -132,7 +132,7 @@ class Reference:
         if self.spec.sets[-1].name == "linear":
             linear = sets.pop()[:, :, : len(self.recipe.tasks)]
         numbers = [[row[name] or 0.0 for name in self.recipe.features.dense] for row in rows]
-        return self.model(sets, linear, torch.tensor(numbers, dtype=torch.float64))[0]
+        return self.model(Inputs(sets, linear, torch.tensor(numbers, dtype=torch.float64)))[0]
 
     def step(self, rows: list[dict[str, Any]]) -> float:
         """One step on a global batch; the loss before it."""
@@ -239,10 +239,10 @@ def test_two_ranks_train_what_the_plain_program_trains(
         weights, moments = checkpoint.dense(), checkpoint.dense("dense_optimizer")
         for name, parameter in reference.dense.items():
             _close(weights[f"model.{name}"], parameter, name)
-            for state, expected in zip(
-                ("exp_avg", "exp_avg_sq"), reference.moments[name], strict=True
-            ):
-                _close(moments[f"model.{name}/{state}"], expected, f"{name}/{state}", atol=1e-8)
+            for state, expected, atol in zip(
+                ("exp_avg", "exp_avg_sq"), reference.moments[name], (3e-8, 1e-8), strict=True
+            ):  # a gradient is a sum of float32 products, in an order that differs by processor
+                _close(moments[f"model.{name}/{state}"], expected, f"{name}/{state}", atol=atol)
             assert moments[f"model.{name}/step"] == STEPS
 
 

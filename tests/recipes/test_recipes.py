@@ -15,7 +15,7 @@ from prismrec.data.adapters import kuairand
 from prismrec.data.schema import DataSchema
 from prismrec.data.world import write_world
 from prismrec.embeddings.collection import physical_tables
-from prismrec.models import spec_of
+from prismrec.models import Inputs, spec_of
 from prismrec.train.model import build_train_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
@@ -73,7 +73,7 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     sets = [torch.randn(2, len(spec.fields_of(each)), each.dim) for each in spec.sets]
     linear = sets.pop()[:, :, : len(recipe.tasks)] if spec.sets[-1].name == "linear" else None
     dense = torch.randn(2, len(recipe.features.dense))
-    logits, _ = parts.leaf.ranker.model(sets, linear, dense)
+    logits, _ = parts.leaf.ranker.model(Inputs(sets, linear, dense))
     assert logits.shape == (2, len(recipe.tasks))
     assert logits.isfinite().all()
     assert (logits[0] != logits[1]).all(), "the logits do not depend on the rows"

@@ -17,7 +17,7 @@ import typer.main
 
 from prismrec.cli.main import app
 from prismrec.config import Recipe, load
-from prismrec.config.model import BUILT_IN
+from prismrec.config.models import BUILT_IN
 from prismrec.config.section import Section
 from prismrec.data.adapters import ADAPTERS
 from prismrec.data.schema import Kind

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from prismrec.config.load import dump
-from prismrec.config.model import BUILT_IN, Custom
+from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.recipe import Recipe
 from prismrec.config.section import Section, is_section, sections_in
 

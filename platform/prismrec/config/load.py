@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from prismrec.config.errors import ConfigError, UserError, nearest
-from prismrec.config.model import BUILT_IN
+from prismrec.config.models import BUILT_IN
 from prismrec.config.recipe import Recipe
 from prismrec.config.section import is_section, kinds_in, sections_in
 

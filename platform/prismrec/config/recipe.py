@@ -20,7 +20,7 @@ from prismrec.config.embedding import (
 from prismrec.config.errors import nearest
 from prismrec.config.ids import ManagedIds
 from prismrec.config.managed import managed_problems
-from prismrec.config.model import BUILT_IN, WITH_FIRST_ORDER, WITHOUT_SETS, Custom
+from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
 from prismrec.config.sets import linear_set, set_problems
@@ -176,10 +176,11 @@ def _forbidden(name: str) -> bool:
 
 
 def _set_problems(recipe: Recipe) -> Iterator[str]:
-    model = getattr(recipe.model, "name", "")
-    if model in WITHOUT_SETS:
-        return _unread_sets(recipe.embedding, model)
-    linear = linear_set(len(recipe.tasks)) if model in WITH_FIRST_ORDER else None
+    model = recipe.model
+    if not getattr(model, "reads_sets", True):
+        return _unread_sets(recipe.embedding, getattr(model, "name", ""))
+    has_linear = getattr(model, "has_first_order", False)
+    linear = linear_set(len(recipe.tasks)) if has_linear else None
     given = (recipe.embedding, recipe.features.sparse, linear)
     return chain(set_problems(*given), placement_problems(*given))
 

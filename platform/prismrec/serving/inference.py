@@ -24,7 +24,7 @@ from prismrec.data.encode.tables import encoders_of
 from prismrec.data.encode.vocabulary import with_copies
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
-from prismrec.models import build_model, fields_of, spec_of
+from prismrec.models import Inputs, build_model, fields_of, spec_of
 from prismrec.serving import columns as raw
 from prismrec.serving.bundle import (
     Manifest,
@@ -123,7 +123,7 @@ class InferenceModel:
             sets = self._lookup(features)
             dense = self._dense(arrays, len(features[0].lengths))
             linear = sets.pop()[:, :, : len(self.tasks)] if self._has_linear else None
-            logits, _ = self._head(sets, linear, dense)
+            logits, _ = self._head(Inputs(sets, linear, dense))
             return logits.float() + self.logit_offsets  # type: ignore[no-any-return]
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ from prismrec.data.batch import Batch
 from prismrec.embeddings.collection import SetViews, build_collection, side_by_side
 from prismrec.embeddings.managed.modules import build_managed
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
-from prismrec.models import build_model, fields_of
+from prismrec.models import Inputs, build_model, fields_of
 from prismrec.models.objectives import Objective, row_loss
 
 Output = tuple[Tensor, Tensor, Tensor]
@@ -25,24 +25,27 @@ class Ranker(nn.Module):
 
     Args:
         spec: the sets and tables.
-        model: the ranking model, `forward(sets, linear, dense)`.
-        num_tasks: T.
+        model: the ranking model, see `prismrec.models.Inputs`.
+        recipe: for its tasks and whether rows have domains.
     """
 
-    def __init__(self, spec: EmbeddingSpec, model: nn.Module, num_tasks: int) -> None:
+    def __init__(self, spec: EmbeddingSpec, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.views = SetViews(spec)
         self.model = model
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
-        self._num_tasks = num_tasks
+        self._num_tasks = len(recipe.tasks)
+        self._has_domain = recipe.features.domain is not None
 
-    def forward(self, pooled: Tensor, dense: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, T) and the auxiliary losses by name."""
         sets = self.views(pooled)
         if sets[0].dtype != torch.float32:
             sets = [each.float() for each in sets]
         linear = sets.pop()[:, :, : self._num_tasks] if self._has_linear else None
-        return self.model(sets, linear, dense)  # type: ignore[no-any-return]
+        domain = batch.domain if self._has_domain else None
+        inputs = Inputs(sets, linear, batch.dense, domain)
+        return self.model(inputs)  # type: ignore[no-any-return]
 
 
 class Leaf(nn.Module):
@@ -60,29 +63,19 @@ class Leaf(nn.Module):
         self.objective = objective
         self.is_bf16 = is_bf16
 
-    def forward(
-        self,
-        pooled: tuple[KeyedTensor, ...],
-        dense: Tensor,
-        labels: Tensor,
-        valid: Tensor,
-        weights: Tensor,
-    ) -> tuple[Tensor, Output]:
+    def forward(self, pooled: tuple[KeyedTensor, ...], batch: Batch) -> tuple[Tensor, Output]:
         """The loss to differentiate and what the loop reports.
 
         Collective: the loss is a mean over the rows of all ranks.
 
         Args:
             pooled: outputs of the collections of tables.
-            dense: (B, N) numeric columns.
-            labels: (B, T) in {0, 1}.
-            valid: (B, T) in {0, 1}.
-            weights: (B, T).
+            batch: everything else of the rows.
         """
-        with torch.autocast(dense.device.type, torch.bfloat16, enabled=self.is_bf16):
-            logits, auxiliary = self.ranker(side_by_side(pooled), dense)
+        with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.is_bf16):
+            logits, auxiliary = self.ranker(side_by_side(pooled), batch)
         logits = logits.float()
-        total, per_task = self.objective(logits, labels, valid, weights)
+        total, per_task = self.objective(logits, batch.labels, batch.valid, batch.weights)
         for loss in auxiliary.values():
             total = total + loss.float()
         return total, (total.detach(), per_task.detach(), logits.detach())
@@ -111,9 +104,7 @@ class TrainModel(nn.Module):
             pooled += (self.tables(batch.sparse),)
         if self.managed is not None:
             pooled += (self.managed(batch.managed)[0],)
-        return self.leaf(  # type: ignore[no-any-return]
-            pooled, batch.dense, batch.labels, batch.valid, batch.weights
-        )
+        return self.leaf(pooled, batch)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +127,7 @@ def build_train_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.model, fields_of(recipe, spec))
-    ranker = Ranker(spec, model, len(recipe.tasks)).to(device)
+    ranker = Ranker(spec, model, recipe).to(device)
     losses = [row_loss(f"tasks[{t}].loss", task.loss) for t, task in enumerate(recipe.tasks)]
     objective = Objective(losses, [task.weight for task in recipe.tasks]).to(device)
     leaf = Leaf(ranker, objective, is_bf16)

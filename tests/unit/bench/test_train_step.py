@@ -14,7 +14,8 @@ from benchmarks.plain import Dense
 from benchmarks.train_step import _summary, goal_of, markdown
 from prismrec.cli import bench
 from prismrec.config import UserError
-from prismrec.config.model import DCNv2
+from prismrec.config.models.single import DCNv2
+from prismrec.models.inputs import Inputs
 from prismrec.models.mixture import Fields, RankingModel
 from prismrec.models.zoo import build_model
 
@@ -42,7 +43,7 @@ def _pair() -> tuple[RankingModel, Dense]:
 def test_the_hand_written_model_is_ours() -> None:
     ours, plain = _pair()
     vectors, dense = torch.randn(7, 3, 4), torch.randn(7, 2)
-    logits, losses = ours([vectors], None, dense)
+    logits, losses = ours(Inputs([vectors], None, dense))
     assert losses == {}
     torch.testing.assert_close(plain(vectors.flatten(1), dense), logits)
 

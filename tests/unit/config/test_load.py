@@ -8,7 +8,8 @@ import re
 import pytest
 
 from prismrec import config
-from prismrec.config.model import Custom, DCNv2
+from prismrec.config.models import Custom
+from prismrec.config.models.single import DCNv2
 
 MINIMAL = """
 name = "tiny"

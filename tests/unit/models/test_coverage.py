@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismrec.config import UserError
-from prismrec.config.model import BUILT_IN, DCNv2
-from prismrec.models import Fields, build_model, needs_linear
+from prismrec.config.models import BUILT_IN
+from prismrec.config.models.single import DCNv2
+from prismrec.models import Fields, Inputs, build_model, needs_linear
 from tests.helpers.losses import global_mean_bce
-from tests.unit.models.vectors import assert_close
+from tests.unit.models.vectors import assert_close, axes
 
 HIDDEN = (6, 5)
 AME = Fields(num_sparse=4, num_dense=2, set_dims=(8, 4, 4, 4), num_tasks=2, set_fields=(4, 2, 4, 2))
@@ -87,7 +88,7 @@ def test_sets_of_any_shape_equal_one_expert_at_a_time(merge: str) -> None:
     assert [x.shape[1] for x in flats] == [48, 16, 24, 16]
     experts = [plain.expert(m, x) for m, x in enumerate(flats)]
     tower = plain.branch.tower
-    logits = model(sets, None, dense)[0]
+    logits = model(Inputs(sets, None, dense))[0]
     if merge == "concat":
         merged = torch.cat(experts, 1)
     elif merge == "mean":
@@ -124,7 +125,7 @@ def test_every_parameter_and_every_set_gets_a_gradient(section, merge: str) -> N
     model = built(section.model_copy(update={"merge": merge}), AME)
     sets, linear, dense = inputs(AME)
     leaves = [x.requires_grad_() for x in sets]
-    logits, _ = model(sets, linear if needs_linear(section) else None, dense)
+    logits, _ = model(Inputs(sets, linear if needs_linear(section) else None, dense))
     ones = torch.ones(7, 2)
     total, _ = global_mean_bce(logits, 0 * ones, ones, ones, torch.ones(2))
     total.backward()
@@ -141,11 +142,11 @@ def test_export_with_a_dynamic_batch_gives_the_eager_logits(section, merge: str)
     wide = needs_linear(section)
     axis = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
 
-    def example(batch: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
+    def example(batch: int) -> tuple[Inputs]:
         sets, linear, dense = inputs(AME, batch)
-        return sets, linear if wide else None, dense
+        return (Inputs(sets, linear if wide else None, dense),)
 
-    shapes = {"sets": [axis] * 4, "linear": axis if wide else None, "dense": axis}
+    shapes = {"inputs": axes(*example(7), axis)}
     program = torch.export.export(model, example(7), dynamic_shapes=shapes)
     for rows in (1, 33):
         assert_close(program.module()(*example(rows))[0], model(*example(rows))[0])

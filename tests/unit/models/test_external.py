@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prismrec.config import UserError
-from prismrec.config.model import Interaction
-from prismrec.models import Fields, build_model
+from prismrec.config.models.single import Interaction
+from prismrec.models import Fields, Inputs, build_model
 from tests.unit.models.vectors import covering_all
 
 CODE = """
@@ -53,7 +53,7 @@ def test_one_set_by_hand(team):
     weights = dict(model.named_parameters())
     first, second = (weights[name] for name in weights if name.endswith("weight"))
     hidden = torch.relu(2 * torch.tensor([[4.0, 10.0, 18.0]]) @ first.T)
-    logits, _ = model([X], None, torch.zeros(1, 0))
+    logits, _ = model(Inputs([X], None, torch.zeros(1, 0)))
     torch.testing.assert_close(logits.flatten(), (hidden @ second.flatten()).flatten())
 
 
@@ -62,10 +62,10 @@ def test_each_set_has_weights_of_its_own(team):
     scales = [p for name, p in model.named_parameters() if name.endswith("scale")]
     assert len(scales) == 2
     sets = [torch.rand(4, 2, 3), torch.rand(4, 2, 3)]
-    before, _ = model(sets, None, torch.zeros(4, 0))
+    before, _ = model(Inputs(sets, None, torch.zeros(4, 0)))
     with torch.no_grad():
         scales[1] += 1
-    after, _ = model(sets, None, torch.zeros(4, 0))
+    after, _ = model(Inputs(sets, None, torch.zeros(4, 0)))
     assert not torch.allclose(before, after)
     after.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -79,7 +79,7 @@ def test_the_function_hears_how_many_fields_a_set_covers(team):
     for module in model.modules():
         if type(module).__name__ == "Products":
             module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    model(sets, None, dense)[0].sum().backward()
+    model(Inputs(sets, None, dense))[0].sum().backward()
     assert seen == [(4, 4, 3), (4, 2, 3)]
     assert all(p.grad is not None for p in model.parameters())
 

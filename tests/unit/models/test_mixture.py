@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prismrec.models import Inputs
 from prismrec.models.experts import ExpertSpec, plan_groups
 from prismrec.models.interactions import BiInteraction, CrossV2Spec, FlatSpec, FMSpec
 from prismrec.models.layers import MLPSpec
@@ -53,7 +54,7 @@ def test_stacked_model_equals_one_expert_at_a_time(merge, set_dims, num_tasks):
     specs = experts((0, CrossV2Spec(2)), (1, CrossV2Spec(2)), (2, CrossV2Spec(2)))
     model = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
     sets, dense = inputs(fields)
-    logits, aux = model(sets, None, dense)
+    logits, aux = model(Inputs(sets, None, dense))
     assert aux == {}
 
     branch = model.branches[0]
@@ -108,7 +109,9 @@ def test_permuting_sets_with_their_modules_leaves_the_logits(merge):
             state[name] = model.state_dict()[f"numeric.{order[int(name.split('.')[1])]}.weight"]
     moved.load_state_dict(state)
     sets, dense = inputs(fields)
-    assert_close(moved([sets[m] for m in order], None, dense)[0], model(sets, None, dense)[0])
+    assert_close(
+        moved(Inputs([sets[m] for m in order], None, dense))[0], model(Inputs(sets, None, dense))[0]
+    )
 
 
 def test_hetero_experts_on_shared_sets_keep_their_order():
@@ -123,7 +126,7 @@ def test_hetero_experts_on_shared_sets_keep_their_order():
     sets, dense = inputs(fields)
     vector = torch.cat([sets[0].flatten(1), BiInteraction(4)(sets[0]), sets[1].flatten(1)], 1)
     expected = vector @ model.branches[0].tower.head.weight.T
-    assert_close(model(sets, None, dense)[0], expected)
+    assert_close(model(Inputs(sets, None, dense))[0], expected)
 
 
 def test_a_set_moves_only_the_experts_bound_to_it():
@@ -135,7 +138,7 @@ def test_a_set_moves_only_the_experts_bound_to_it():
         for parameter in model.branches[0].groups.parameters():
             parameter[1] = 0  # the second expert is silent
     sets = [x.requires_grad_() for x in sets]
-    model(sets, None, dense)[0].sum().backward()
+    model(Inputs(sets, None, dense))[0].sum().backward()
     assert sets[0].grad.abs().max() > 0
     assert sets[1].grad.abs().max() == 0
 
@@ -147,7 +150,7 @@ def test_numeric_columns_are_fields_behind_the_sparse_ones():
     sets, dense = inputs(fields)
     v = model.numeric["0"].weight
     X = torch.cat([sets[0], dense[:, :, None] * v], 1)
-    assert_close(model(sets, None, dense)[0], BiInteraction(3)(X).sum(-1, keepdim=True))
+    assert_close(model(Inputs(sets, None, dense))[0], BiInteraction(3)(X).sum(-1, keepdim=True))
 
 
 def test_numeric_vectors_start_short_whatever_their_width():
@@ -169,7 +172,7 @@ def test_strided_views_give_the_numbers_of_dense_tensors():
     views = [packed[..., :4], packed[..., 4:8]]
     dense = torch.randn(5, 2, dtype=torch.float64)
     copies = [view.clone() for view in views]
-    assert torch.equal(model(views, None, dense)[0], model(copies, None, dense)[0])
+    assert torch.equal(model(Inputs(views, None, dense))[0], model(Inputs(copies, None, dense))[0])
 
 
 def test_first_order_by_hand():
@@ -178,7 +181,7 @@ def test_first_order_by_hand():
         model.first_order.bias.copy_(torch.tensor([0.5, -0.5]))
         model.first_order.weight.copy_(torch.tensor([[2.0, 3.0]]))
     linear = torch.tensor([[[1.0, 10.0], [2.0, 20.0]]])
-    logits, _ = model([], linear, torch.tensor([[-1.0]]))
+    logits, _ = model(Inputs([], linear, torch.tensor([[-1.0]])))
     assert logits.tolist() == [[0.5 + 3 - 2, -0.5 + 30 - 3]]
 
 
@@ -187,9 +190,9 @@ def test_first_order_weights_come_exactly_when_wanted():
     branch = BranchSpec(experts((0, FlatSpec())))
     sets, dense = [torch.zeros(1, 2, 4)], torch.zeros(1, 0)
     with pytest.raises(ValueError, match="linear must be None for this model, got a tensor"):
-        RankingModel(Composition((branch,)), fields)(sets, torch.zeros(1, 2, 1), dense)
+        RankingModel(Composition((branch,)), fields)(Inputs(sets, torch.zeros(1, 2, 1), dense))
     with pytest.raises(ValueError, match=r"linear must be a .B, N, T. tensor .* got None"):
-        RankingModel(Composition((branch,), wide=True), fields)(sets, None, dense)
+        RankingModel(Composition((branch,), wide=True), fields)(Inputs(sets, None, dense))
 
 
 def test_compositions_that_cannot_be():

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismrec.config import UserError
-from prismrec.config.model import BUILT_IN, DCN, DNN, FM, LR, Custom, DCNv2, DeepFM, WideDeep
-from prismrec.models import MODELS, Fields, build_model, needs_linear
+from prismrec.config.models import BUILT_IN, Custom
+from prismrec.config.models.single import DCN, DNN, FM, LR, DCNv2, DeepFM, WideDeep
+from prismrec.models import MODELS, Fields, Inputs, build_model, needs_linear
 from tests.helpers.losses import global_mean_bce
-from tests.unit.models.vectors import assert_close, covering_all
+from tests.unit.models.vectors import assert_close, axes, covering_all
 
 HIDDEN = (6, 5)
 SECTIONS = [
@@ -88,7 +89,7 @@ def test_lr_needs_no_sets():
     model = built(LR(name="lr"), covering_all(3, 2, (), 1))
     _, linear, dense = inputs(LR(name="lr"), covering_all(3, 2, (), 1))
     nn.init.normal_(model.first_order.weight)
-    assert_close(model([], linear, dense)[0], first_order(model, linear, dense))
+    assert_close(model(Inputs([], linear, dense))[0], first_order(model, linear, dense))
 
 
 def test_lr_is_its_bias_without_weights_and_additive_over_features():
@@ -99,7 +100,7 @@ def test_lr_is_its_bias_without_weights_and_additive_over_features():
     left, right = w.clone(), w.clone()
     left[:, 2:], right[:, :2] = 0, 0
     bias, both, first, second = (
-        model([], x, dense)[0] for x in (torch.zeros_like(w), w, left, right)
+        model(Inputs([], x, dense))[0] for x in (torch.zeros_like(w), w, left, right)
     )
     assert_close(bias, torch.full((2, 1), 0.75))
     assert_close(both - bias, (first - bias) + (second - bias))
@@ -110,7 +111,7 @@ def test_fm_is_first_order_and_all_pairs():
     model = built(section, ONE_SET)
     sets, linear, dense = inputs(section, ONE_SET)
     expected = first_order(model, linear, dense) + pairs(field_vectors(model, sets, dense))
-    assert_close(model(sets, linear, dense)[0], expected)
+    assert_close(model(Inputs(sets, linear, dense))[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_one_set_is_the_single_embedding_model_to_the_bit(section):
         for layer in group.interactions[0].layers:
             x = torch.addcmul(x, x0, F.linear(x, layer.weight, layer.bias))
     h = mlp(tower.body, mlp(group.projection, x))
-    assert torch.equal(model(sets, None, dense)[0], F.linear(h, tower.head.weight) + 0.0)
+    assert torch.equal(model(Inputs(sets, None, dense))[0], F.linear(h, tower.head.weight) + 0.0)
 
 
 def test_dcn_and_dcnv2_parallel_are_one_linear_map_of_both_halves():
@@ -143,7 +144,7 @@ def test_dcn_and_dcnv2_parallel_are_one_linear_map_of_both_halves():
             xL = x * (1 + x @ cross.weight.T).prod(1, keepdim=True)
         both = torch.cat([xL, mlp(deep.mlp, x)], 1)
         expected = both @ branch.tower.head.weight.T + model.first_order.bias
-        assert_close(model(sets, None, dense)[0], expected)
+        assert_close(model(Inputs(sets, None, dense))[0], expected)
 
 
 @pytest.mark.parametrize("num_sets", [1, 3])
@@ -154,19 +155,19 @@ def test_wide_deep_without_its_head_is_lr(num_sets):
     sets, linear, dense = inputs(section, fields)
     nn.init.normal_(model.first_order.weight)
     nn.init.zeros_(model.branches[0].tower.head.weight)
-    assert torch.equal(model(sets, linear, dense)[0], model.first_order(linear, dense))
-    assert_close(model(sets, linear, dense)[0], first_order(model, linear, dense))
+    assert torch.equal(model(Inputs(sets, linear, dense))[0], model.first_order(linear, dense))
+    assert_close(model(Inputs(sets, linear, dense))[0], first_order(model, linear, dense))
 
 
 def test_deepfm_without_its_deep_head_is_fm():
     section = DeepFM(name="deepfm", hidden=HIDDEN)
     model, fm = built(section, ONE_SET), built(FM(name="fm"), ONE_SET)
     sets, linear, dense = inputs(section, ONE_SET)
-    deep = model(sets, linear, dense)[0]
+    deep = model(Inputs(sets, linear, dense))[0]
     nn.init.zeros_(model.branches[1].tower.head.weight)
     fm.numeric.load_state_dict(model.numeric.state_dict())
-    assert_close(model(sets, linear, dense)[0], fm(sets, linear, dense)[0])
-    assert (deep - fm(sets, linear, dense)[0]).abs().max() > 1e-3
+    assert_close(model(Inputs(sets, linear, dense))[0], fm(Inputs(sets, linear, dense))[0])
+    assert (deep - fm(Inputs(sets, linear, dense))[0]).abs().max() > 1e-3
 
 
 def test_deepfm_adds_first_order_pairs_and_deep():
@@ -177,7 +178,7 @@ def test_deepfm_adds_first_order_pairs_and_deep():
     deep = model.branches[1]
     h = mlp(deep.tower.body, mlp(deep.groups[0].projection, X.flatten(1)))
     expected = first_order(model, linear, dense) + pairs(X) + h @ deep.tower.head.weight.T
-    assert_close(model(sets, linear, dense)[0], expected)
+    assert_close(model(Inputs(sets, linear, dense))[0], expected)
 
 
 def one_set_of(model: nn.Module, m: int, num_sets: int) -> nn.Module:
@@ -204,7 +205,7 @@ def test_dnn_on_three_sets_averages_after_the_relu():
         x = F.layer_norm(x @ linear.weight[m].T + linear.bias[m], (6,))
         hidden.append(F.relu(x * norm.weight[m] + norm.bias[m]))
     expected = mlp(tower.body, sum(hidden) / 3) @ tower.head.weight.T
-    assert_close(model(sets, None, dense)[0], expected)
+    assert_close(model(Inputs(sets, None, dense))[0], expected)
 
 
 def test_averaging_fm_without_the_relu_would_be_a_wider_fm():
@@ -218,7 +219,7 @@ def test_averaging_fm_without_the_relu_would_be_a_wider_fm():
     linear, dense = torch.zeros(7, 3, 1, dtype=torch.float64), torch.zeros(7, 0)
 
     def logit(a: float) -> Tensor:
-        return model([first + a * second, first - a * second], linear, dense)[0]
+        return model(Inputs([first + a * second, first - a * second], linear, dense))[0]
 
     # Any function of an FM's degree has no fourth difference in a.
     fourth = logit(-2) - 4 * logit(-1) + 6 * logit(0) - 4 * logit(1) + logit(2)
@@ -237,7 +238,7 @@ def test_every_parameter_gets_a_gradient(section, set_dims, merge, num_tasks):
     sets, linear, dense = inputs(section, fields)
     leaves = [x.requires_grad_() for x in sets if section.name != "lr"]
     leaves += [] if linear is None else [linear.requires_grad_()]
-    logits, aux = model(sets, linear, dense)
+    logits, aux = model(Inputs(sets, linear, dense))
     assert (logits.shape, aux) == ((7, num_tasks), {})
     valid = torch.ones(7, num_tasks)
     valid[:, 1:] = 0
@@ -265,7 +266,7 @@ def test_tasks_of_an_fm_weigh_its_products_by_themselves():
     sets, linear, dense = inputs(section, fields)
     X = field_vectors(model, sets, dense)
     expected = first_order(model, linear, dense) + pairs(X)
-    assert_close(model(sets, linear, dense)[0], expected)
+    assert_close(model(Inputs(sets, linear, dense))[0], expected)
     assert model.branches[0].tower.weight.shape == (2, 4)
 
 
@@ -294,15 +295,12 @@ def test_export_with_a_dynamic_batch_gives_the_eager_logits(section, set_dims):
     fields = covering_all(3, 2, set_dims, 2)
     model = built(section, fields).eval()
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    sets, linear, dense = inputs(section, fields)
-    axis = {0: batch}
-    shapes = {"sets": [axis] * len(sets), "linear": axis if linear is not None else None}
-    program = torch.export.export(
-        model, (sets, linear, dense), dynamic_shapes={**shapes, "dense": axis}
-    )
+    example = Inputs(*inputs(section, fields))
+    shapes = {"inputs": axes(example, {0: batch})}
+    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     for rows in (1, 7, 32):
-        example = inputs(section, fields, batch=rows)
-        assert_close(program.module()(*example)[0], model(*example)[0])
+        example = Inputs(*inputs(section, fields, batch=rows))
+        assert_close(program.module()(example)[0], model(example)[0])
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=ids)
@@ -311,10 +309,10 @@ def test_bfloat16_autocast_stays_near_float32(section):
     fields = covering_all(3, 2, (8, 8), 2)
     torch.manual_seed(1)
     model = build_model(section, fields).eval()
-    example = inputs(section, fields, batch=64, dtype=torch.float32)
-    exact = model(*example)[0]
+    example = Inputs(*inputs(section, fields, batch=64, dtype=torch.float32))
+    exact = model(example)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(*example)[0]
+        rounded = model(example)[0]
         rounded.sum().backward()
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.06)
@@ -335,7 +333,7 @@ def test_every_model_learns_a_small_set_of_rows(section):
     losses = []
     for _ in range(60):
         linear = weights[ids] if needs_linear(section) else None
-        logits, _ = model([table[ids] for table in tables], linear, dense)
+        logits, _ = model(Inputs([table[ids] for table in tables], linear, dense))
         total, _ = global_mean_bce(logits, labels, ones, ones, torch.ones(1))
         optimizer.zero_grad()
         total.backward()

@@ -1,9 +1,12 @@
 """Field vectors with hand-computed results, and drawing them."""
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from prismrec.models import Fields
+from prismrec.models import Fields, Inputs
 
 
 def drawn(shape: tuple[int, ...], a: int, b: int) -> Tensor:
@@ -33,3 +36,12 @@ def assert_close(actual: Tensor, expected: Tensor | list, tolerance: float = 1e-
     """Equal to an absolute tolerance, whatever the type."""
     expected = torch.as_tensor(expected, dtype=actual.dtype)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def axes(inputs: Inputs, axis: dict[int, Any]) -> list[Any]:
+    """`axis` for every tensor of a model's inputs, as `torch.export` wants the dynamic shapes."""
+    values = (getattr(inputs, field.name) for field in dataclasses.fields(inputs))
+    parts = [
+        value for value in values if value is not None
+    ]  # those that are None count for nothing
+    return [[axis] * len(value) if isinstance(value, list) else axis for value in parts]

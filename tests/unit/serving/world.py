@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prismrec.config import Recipe, from_dict
 from prismrec.data.schema import Column, DataSchema
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec
-from prismrec.models import needs_linear, spec_of
+from prismrec.models import Inputs, needs_linear, spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.inference import InferenceModel, build_head
 from prismrec.serving.tables import TableType
@@ -116,7 +116,7 @@ class World:
             [[0.0 if v is None else float(v) for v in raw[name]] for name in ("age", "is_new")]
         ).T
         linear = sets.pop()[:, :, :2] if needs_linear(self.recipe.model) else None
-        logits, _ = self.head(sets, linear, dense)
+        logits, _ = self.head(Inputs(sets, linear, dense))
         rates = [math.log(task.negative_rate) for task in self.recipe.tasks]
         return (logits + torch.tensor(rates)).detach()
 

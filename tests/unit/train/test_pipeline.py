@@ -12,7 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from prismrec.config import UserError
 from prismrec.data.batch import Batch
@@ -47,16 +47,26 @@ class WorksOnIds(TrainModel):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         pooled = self.tables(self.detour(batch.sparse))
-        return self.leaf((pooled,), batch.dense, batch.labels, batch.valid, batch.weights)
+        return self.leaf((pooled,), batch)
+
+
+class Between(nn.Module):
+    """Gives the vectors back as they came."""
+
+    def forward(self, pooled: KeyedTensor) -> KeyedTensor:
+        return KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values() * 2 / 2)
 
 
 class Wrapped(TrainModel):
-    """A model with arithmetic between the lookup and the leaf: it still is pipelined."""
+    """A model with a module between the lookup and the leaf: it still is pipelined."""
+
+    def __init__(self, parts: ModelParts) -> None:
+        super().__init__(parts.model.tables, None, parts.leaf)
+        self.between = Between()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         pooled = self.tables(batch.sparse)
-        weights = batch.weights * 2 / 2
-        return self.leaf((pooled,), batch.dense, batch.labels, batch.valid, weights)
+        return self.leaf((self.between(pooled),), batch)
 
 
 @contextmanager
@@ -93,7 +103,7 @@ def test_a_model_that_works_on_ids_before_the_lookup_is_refused(
 def test_work_behind_the_lookup_costs_no_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, lambda parts: Wrapped(parts.model.tables, None, parts.leaf))
+    use(monkeypatch, Wrapped)
     with built(tmp_path) as (splits, sharded):
         loss, _, _ = Pipeline(sharded).step(batch for batch, _ in splits.train.epoch())
         assert 0.3 < loss < 2

@@ -1,76 +1,60 @@
-"""Recipe section of the model: a name and the fields of that model, one class each.
-
-The builders that turn a section into modules are `prismrec.models.zoo`.
-"""
+"""Recipe sections of the models whose sets all serve all tasks alike."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from prismrec.config.external import PATTERN
-from prismrec.config.section import Section
+from prismrec.config.models.base import Common, Deep
 
 
-class _Common(Section):
-    merge: Literal["mean", "gate"] = "mean"
-    """How the experts of several sets meet: their mean, or a softmax gate per task."""
-
-    @field_validator("hidden", mode="before", check_fields=False)
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class _Deep(_Common):
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)
-    """Widths of the hidden layers of the DNN."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    norm: Literal["layer", "batch", "none"] = "layer"
-    """Normalisation after each hidden linear layer; batch moments are over the global batch."""
-
-
-class LR(_Common):
+class LR(Common):
     """Logistic regression: a bias and one weight per id."""
 
+    has_first_order: ClassVar[bool] = True
+    reads_sets: ClassVar[bool] = False
     name: Literal["lr"]
 
 
-class FM(_Common):
+class FM(Common):
     """Factorization machine: first-order weights and all pairwise inner products."""
 
+    has_first_order: ClassVar[bool] = True
     name: Literal["fm"]
     projection: int = Field(default=64, ge=1)
     """Width of the non-linear projection of each set, used only where there are several sets."""
 
 
-class DNN(_Deep):
+class DNN(Deep):
     """A multi-layer perceptron on the flattened embeddings."""
 
     name: Literal["dnn"]
 
 
-class WideDeep(_Deep):
+class WideDeep(Deep):
     """First-order weights beside a DNN."""
 
+    has_first_order: ClassVar[bool] = True
     name: Literal["wide_deep"]
 
 
-class DeepFM(_Deep):
+class DeepFM(Deep):
     """FM and DNN on the same embeddings, their logits added."""
 
+    has_first_order: ClassVar[bool] = True
     name: Literal["deepfm"]
 
 
-class DCN(_Deep):
+class DCN(Deep):
     """Cross network with a weight vector per layer, beside a DNN."""
 
     name: Literal["dcn"]
     num_cross_layers: int = Field(default=3, ge=1)
 
 
-class DCNv2(_Deep):
+class DCNv2(Deep):
     """Cross network with a weight matrix per layer, beside or below a DNN."""
 
     name: Literal["dcnv2"]
@@ -80,7 +64,7 @@ class DCNv2(_Deep):
     structure: Literal["parallel", "stacked"] = "parallel"
 
 
-class Interaction(_Deep):
+class Interaction(Deep):
     """An interaction outside the package, below the layers of a DNN; one per embedding set."""
 
     name: Literal["interaction"]
@@ -90,21 +74,7 @@ class Interaction(_Deep):
     """Handed to the function as they stand; values must be numbers, strings or booleans."""
 
 
-class Custom(Section):
-    """A model outside the package, called as `build(fields, options)`."""
-
-    name: str = Field(pattern=PATTERN)
-    """`package.module:function`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Handed to the function as they stand."""
-
-
-WITH_FIRST_ORDER = ("lr", "fm", "wide_deep", "deepfm")
-"""Models that have a weight for every id, beside the sets that they read."""
-WITHOUT_SETS = ("lr",)
-"""Models that read no embedding set."""
-
-BUILT_IN: dict[str, type[Section]] = {
+SINGLE: dict[str, type[Common]] = {
     "lr": LR,
     "fm": FM,
     "dnn": DNN,
@@ -114,4 +84,4 @@ BUILT_IN: dict[str, type[Section]] = {
     "dcnv2": DCNv2,
     "interaction": Interaction,
 }
-"""Every model of the zoo by its recipe name."""
+"""The models of this module by their recipe names."""

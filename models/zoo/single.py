@@ -1,31 +1,14 @@
-"""Every model by its recipe name, as a composition of sets, experts, gates and towers."""
+"""Models whose sets all serve all tasks alike: an interaction of fields, and a DNN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from prismrec.config import Recipe, UserError
-from prismrec.config.external import import_function
-from prismrec.config.model import (
-    DCN,
-    DNN,
-    FM,
-    LR,
-    WITH_FIRST_ORDER,
-    WITHOUT_SETS,
-    Custom,
-    DCNv2,
-    DeepFM,
-    Interaction,
-    WideDeep,
-)
-from prismrec.config.section import Section
-from prismrec.data.schema import DataSchema
-from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
+from prismrec.config import UserError
+from prismrec.config.models.single import DCN, DNN, FM, LR, DCNv2, DeepFM, Interaction, WideDeep
 from prismrec.models.experts import ExpertSpec
+from prismrec.models.inputs import Fields
 from prismrec.models.interactions import (
     CrossV1Spec,
     CrossV2Spec,
@@ -36,68 +19,9 @@ from prismrec.models.interactions import (
     InteractionSpec,
 )
 from prismrec.models.layers import MLPSpec
-from prismrec.models.mixture import BranchSpec, Composition, Fields, Merge, RankingModel
+from prismrec.models.mixture import BranchSpec, Composition, Merge
 
 Builder = Callable[[Any, Fields], Composition]
-
-
-def build_model(section: Section, fields: Fields) -> nn.Module:
-    """The model that a recipe's `[model]` section asks for, without its embedding tables.
-
-    Args:
-        section: one of the sections of `prismrec.config.model`.
-        fields: shapes of the inputs.
-
-    Returns:
-        A module with the `forward` of `RankingModel`.
-
-    Raises:
-        UserError: the model needs an embedding set or a hidden layer that is not there, or a
-            custom model cannot be imported or is not a module.
-    """
-    if isinstance(section, Custom):
-        return _custom(section, fields)
-    return RankingModel(MODELS[_name(section)](section, fields), fields)
-
-
-def needs_linear(section: Section) -> bool:
-    """Whether the model has first-order weights, the `linear` input of its `forward`."""
-    return _name(section) in WITH_FIRST_ORDER
-
-
-def needs_sets(section: Section) -> bool:
-    """Whether the model reads embedding sets, the `sets` input of its `forward`."""
-    return _name(section) not in WITHOUT_SETS
-
-
-def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
-    """The sets and tables that a recipe's model needs on a data set.
-
-    Raises:
-        UserError: see `embedding_spec`.
-    """
-    return embedding_spec(
-        recipe,
-        schema,
-        needs_sets=needs_sets(recipe.model),
-        needs_linear=needs_linear(recipe.model),
-    )
-
-
-def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
-    """Shapes of the inputs that a recipe's model gets."""
-    sets = [each for each in spec.sets if each.name != LINEAR]
-    return Fields(
-        num_sparse=len(spec.fields),
-        num_dense=len(recipe.features.dense),
-        set_dims=tuple(each.dim for each in sets),
-        num_tasks=len(recipe.tasks),
-        set_fields=tuple(len(spec.fields_of(each)) for each in sets),
-    )
-
-
-def _name(section: Section) -> str:
-    return str(getattr(section, "name", ""))
 
 
 def _lr(section: LR, fields: Fields) -> Composition:
@@ -157,7 +81,7 @@ def _interaction(section: Interaction, fields: Fields) -> Composition:
     return Composition((_deep_branch(section, outside, fields),))
 
 
-MODELS: dict[str, Builder] = {
+SINGLE: dict[str, Builder] = {
     "lr": _lr,
     "fm": _fm,
     "dnn": _dnn,
@@ -167,7 +91,7 @@ MODELS: dict[str, Builder] = {
     "dcnv2": _dcnv2,
     "interaction": _interaction,
 }
-"""The composition of every model, by its recipe name."""
+"""The composition of each model of this module, by its recipe name."""
 
 _Deep = DNN | WideDeep | DeepFM | DCN | DCNv2 | Interaction
 
@@ -217,13 +141,3 @@ def _need_hidden(section: _Deep, num_sets: int) -> None:
             f"model.hidden: {num_sets} embedding sets meet behind a non-linear layer, got no "
             "layer at all; give at least one width"
         )
-
-
-def _custom(section: Custom, fields: Fields) -> nn.Module:
-    model = import_function("model.name", section.name)(fields, section.options)
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"model.name: '{section.name}' returned {type(model).__name__}; "
-            "it must return a torch.nn.Module"
-        )
-    return model

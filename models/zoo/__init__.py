@@ -1,0 +1,83 @@
+"""Every model by its recipe name, as a composition of sets, experts, gates and towers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prismrec.config import Recipe, UserError
+from prismrec.config.external import import_function
+from prismrec.config.models import Custom
+from prismrec.config.section import Section
+from prismrec.data.schema import DataSchema
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
+from prismrec.models.inputs import Fields
+from prismrec.models.mixture import RankingModel
+from prismrec.models.zoo.single import SINGLE, Builder
+
+MODELS: dict[str, Builder] = {**SINGLE}
+"""The composition of every model, by its recipe name."""
+
+
+def build_model(section: Section, fields: Fields) -> nn.Module:
+    """The model that a recipe's `[model]` section asks for, without its embedding tables.
+
+    Args:
+        section: one of the sections of `prismrec.config.models`.
+        fields: shapes of the inputs.
+
+    Returns:
+        A module with the `forward` of `RankingModel`.
+
+    Raises:
+        UserError: the model needs an embedding set or a hidden layer that is not there, or a
+            custom model cannot be imported or is not a module.
+    """
+    if isinstance(section, Custom):
+        return _custom(section, fields)
+    return RankingModel(MODELS[str(getattr(section, "name", ""))](section, fields), fields)
+
+
+def needs_linear(section: Section) -> bool:
+    """Whether the model has first-order weights, the `linear` input of its `forward`."""
+    return getattr(section, "has_first_order", False)
+
+
+def needs_sets(section: Section) -> bool:
+    """Whether the model reads embedding sets, the `sets` input of its `forward`."""
+    return getattr(section, "reads_sets", True)
+
+
+def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
+    """The sets and tables that a recipe's model needs on a data set.
+
+    Raises:
+        UserError: see `embedding_spec`.
+    """
+    return embedding_spec(
+        recipe,
+        schema,
+        needs_sets=needs_sets(recipe.model),
+        needs_linear=needs_linear(recipe.model),
+    )
+
+
+def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
+    """Shapes of the inputs that a recipe's model gets."""
+    sets = [each for each in spec.sets if each.name != LINEAR]
+    return Fields(
+        num_sparse=len(spec.fields),
+        num_dense=len(recipe.features.dense),
+        set_dims=tuple(each.dim for each in sets),
+        num_tasks=len(recipe.tasks),
+        set_fields=tuple(len(spec.fields_of(each)) for each in sets),
+    )
+
+
+def _custom(section: Custom, fields: Fields) -> nn.Module:
+    model = import_function("model.name", section.name)(fields, section.options)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name: '{section.name}' returned {type(model).__name__}; "
+            "it must return a torch.nn.Module"
+        )
+    return model

@@ -1,0 +1,36 @@
+"""What the sections of the models have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from prismrec.config.section import Section
+
+
+class Common(Section):
+    """What every model of the zoo has."""
+
+    has_first_order: ClassVar[bool] = False
+    """Whether the model has a weight for every id, beside the sets that it reads."""
+    reads_sets: ClassVar[bool] = True
+    """Whether the model reads embedding sets."""
+
+    merge: Literal["mean", "gate"] = "mean"
+    """How the experts of several sets meet: their mean, or a softmax gate per task."""
+
+    @field_validator("hidden", mode="before", check_fields=False)
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Deep(Common):
+    """What every model with a DNN has."""
+
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)
+    """Widths of the hidden layers of the DNN."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    norm: Literal["layer", "batch", "none"] = "layer"
+    """Normalisation after each hidden linear layer; batch moments are over the global batch."""
