@@ -25,6 +25,8 @@ class Fields:
         set_dims: width d_m of each embedding set.
         num_tasks: number T of logits.
         set_fields: number N_m of sparse fields that each set covers, 1 to N.
+        set_names: names of the field vectors of each set, in their order; empty where nothing
+            asks for a field by its name.
     """
 
     num_sparse: int
@@ -32,6 +34,21 @@ class Fields:
     set_dims: tuple[int, ...]
     num_tasks: int
     set_fields: tuple[int, ...]
+    set_names: tuple[tuple[str, ...], ...] = ()
+
+    def names_of(self, set_index: int) -> tuple[str, ...]:
+        """Names of the field vectors of one set.
+
+        Raises:
+            ValueError: no name was given, or not as many as there are vectors.
+        """
+        names = self.set_names[set_index] if self.set_names else ()
+        count, _ = self.set_shapes[set_index]
+        if len(names) != count:
+            raise ValueError(
+                f"set {set_index} has {count} field vectors and {len(names)} names of them"
+            )
+        return names
 
     @property
     def set_shapes(self) -> tuple[SetShape, ...]:

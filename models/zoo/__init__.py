@@ -70,6 +70,7 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         set_dims=tuple(each.dim for each in sets),
         num_tasks=len(recipe.tasks),
         set_fields=tuple(len(spec.fields_of(each)) for each in sets),
+        set_names=tuple((*spec.fields_of(each), *recipe.features.dense) for each in sets),
     )
 
 

@@ -123,7 +123,7 @@ def _where(location: Sequence[int | str]) -> str:
 
 def _explain(details: ErrorDetails, tree: dict[str, Any]) -> list[str]:
     """Lines for one pydantic error, in our words."""
-    place, holder, own = _place(details["loc"])
+    place, holder, own = _place(details["loc"], tree)
     where, kind = _where(place), details["type"]
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
@@ -168,7 +168,7 @@ _TYPES = {
 }
 
 
-def _place(location: Sequence[int | str]) -> tuple[list[int | str], Any, Any]:
+def _place(location: Sequence[int | str], tree: dict[str, Any]) -> tuple[list[int | str], Any, Any]:
     """Where an error is, as keys of the recipe, the type that holds it and its own type.
 
     Where a section comes in kinds, pydantic puts the kind between the keys.
@@ -183,6 +183,8 @@ def _place(location: Sequence[int | str]) -> tuple[list[int | str], Any, Any]:
         else:
             place.append(part)
             holder, own = own, _below(own, part)
+            if place == ["model"]:  # its name says which section it is
+                own = BUILT_IN.get(tree.get("model", {}).get("name", ""), own)
     return place, holder, own
 
 

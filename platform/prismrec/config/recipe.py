@@ -21,6 +21,7 @@ from prismrec.config.errors import nearest
 from prismrec.config.ids import ManagedIds
 from prismrec.config.managed import managed_problems
 from prismrec.config.models import BUILT_IN, Custom
+from prismrec.config.models.interactions import part_problems
 from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
 from prismrec.config.sets import linear_set, set_problems
@@ -97,6 +98,7 @@ class Recipe(Section):
             *_cache_problems(self),
             *_rank_problems(self),
             *_column_problems(self),
+            *_part_problems(self),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -183,6 +185,11 @@ def _set_problems(recipe: Recipe) -> Iterator[str]:
     linear = linear_set(len(recipe.tasks)) if has_linear else None
     given = (recipe.embedding, recipe.features.sparse, linear)
     return chain(set_problems(*given), placement_problems(*given))
+
+
+def _part_problems(recipe: Recipe) -> Iterator[str]:
+    features = recipe.features
+    return part_problems(recipe.model, [*(each.name for each in features.sparse), *features.dense])
 
 
 def _unread_sets(section: EmbeddingSection, model: str) -> Iterator[str]:

@@ -33,4 +33,6 @@ def kinds_in(annotation: Any) -> dict[str, type[Section]]:
     if get_origin(annotation) not in (Annotated, Union, types.UnionType):
         return {}
     tagged = [each for each in sections_in(annotation) if "kind" in each.model_fields]
-    return {get_args(each.model_fields["kind"].annotation)[0]: each for each in tagged}
+    return {
+        kind: each for each in tagged for kind in get_args(each.model_fields["kind"].annotation)
+    }

@@ -73,10 +73,15 @@ def test_the_hierarchy_of_pair_weights() -> None:
 
 
 def test_inner_products() -> None:
-    assert_close(InnerProducts(3)(E1), [[1, 2.5, 0.5]])
+    assert_close(InnerProducts(3, 2)(E1), [[1, 2.5, 0.5]])
     expected = [[-0.17, -0.11, -0.16, 0.3, -0.07, -0.09], [0.18, 0.06, -0.17, 0.18, -0.15, -0.13]]
-    assert_close(InnerProducts(4)(X2), expected)
-    assert_close(InnerProducts(4)(X2).sum(1), BiInteraction(3)(X2).sum(1))
+    assert_close(InnerProducts(4, 3)(X2), expected)
+    assert_close(InnerProducts(4, 3)(X2).sum(1), BiInteraction(3)(X2).sum(1))
+
+
+def test_inner_products_stand_behind_the_fields() -> None:
+    found = InnerProducts(3, 2, with_fields=True)(E1)
+    assert_close(found, [[1, 2, 3, -1, 0.5, 1, 1, 2.5, 0.5]])
 
 
 def _full_slots(V: Tensor) -> Tensor:
@@ -156,6 +161,7 @@ def test_a_compressed_layer_is_weighted_pooling_over_all_pairs() -> None:
         (FFMSpec(), 6),
         (GwPFMSpec((0, 1, 0, 1), (0, 0, 1, 1)), 6),
         (InnerProductsSpec(), 6),
+        (InnerProductsSpec(with_fields=True), 6),
         (CINSpec((3, 2), "relu"), 6),
         (LayeredSpec("weighted", "term"), 6),
         (LayeredSpec("diagonal", "element", pairs="offdiag"), 6),
