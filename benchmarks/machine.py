@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(int(kibibytes) / 2**20, 1),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "load_before": os.getloadavg()[0],
     }
 
@@ -49,11 +49,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of this checkout, and whether anything but results was changed since."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    code = ("--", ".", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", *code)
     return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")

@@ -24,12 +24,21 @@ def synth(
     rows: Annotated[int, typer.Option(help="Rows in all.", min=1)] = 200_000,
     days: Annotated[int, typer.Option(help="Days the rows are spread over.", min=1)] = 7,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 1,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What else may be turned, such as opposed_share=0.5, new_item_share=0.2 or "
+            "like_bias=-5; several are given one by one."
+        ),
+    ] = None,
 ) -> None:
     """Write the synthetic world: Parquet files whose true probabilities are known."""
     from prismrec.data.world import write_world
+    from prismrec.data.world_truth import WorldOptions
 
+    options = WorldOptions.of(option or ())
     with output.progress("Writing the world", "rows") as advance:
-        write_world(out, rows=rows, days=days, seed=seed, progress=advance)
+        write_world(out, rows, days, seed, options, progress=advance)
     output.note(f"{rows:,} rows over {days} days are in {out}")
 
 

@@ -56,7 +56,6 @@ MAX_REQUEST_ROWS = 6
 NUM_CANDIDATES = 3
 REPEAT_SHARE = 0.1
 """Share of rows that show again one of the user's last items."""
-BIASES = {"like": -2.6, "finish": -1.2, "conversion": -2.2}
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -213,10 +212,12 @@ class _World:
         columns.update(context)
         interest = np.einsum("nk,nk->n", self.state.interest[user], truth.item_vector[item])
         history = self._add_histories(columns)
-        like = BIASES["like"] + interest + history + truth.item_quality[0, item]
+        like = self.options.like_bias + interest + history + truth.item_quality[0, item]
         like += repeat_effect(_ints(columns, "exposures"))
         sign = np.where(truth.opposed[user], -1.0, 1.0)
-        finish = BIASES["finish"] + sign * (interest + history) + truth.item_quality[1, item]
+        finish = (
+            self.options.finish_bias + sign * (interest + history) + truth.item_quality[1, item]
+        )
         for name, effect in truth.context.items():
             like += effect[0, context[name]]
             finish += effect[1, context[name]]
@@ -226,7 +227,7 @@ class _World:
             like += np.where(missing, 0.0, number.like(values.astype(np.float64)))
             finish += np.where(missing, 0.0, number.finish(values.astype(np.float64)))
             columns[name] = pa.array(values, mask=missing)
-        after_finish = BIASES["conversion"] + interest + truth.item_quality[2, item]
+        after_finish = self.options.conversion_bias + interest + truth.item_quality[2, item]
         chances = {"like": _sigmoid(like), "finish": _sigmoid(finish)}
         given_finish = _sigmoid(after_finish)
         happened = {task: rng.random(len(item)) < chance for task, chance in chances.items()}

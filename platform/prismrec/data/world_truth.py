@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,9 @@ class WorldOptions:
         gap_decay_days: days after which an effect has fallen to 1/e.
         daily_persistence: correlation of a user's interests on two days in a row.
         warmup_days: days lived before the first one written, so that histories exist.
+        like_bias: log-odds of `like` before all effects; lower makes it rarer.
+        finish_bias: the same of `finish`.
+        conversion_bias: the same of a conversion after a finish.
     """
 
     num_users: int | None = None
@@ -66,6 +70,9 @@ class WorldOptions:
     gap_decay_days: float = 10.0
     daily_persistence: float = 0.95
     warmup_days: int = 3
+    like_bias: float = -2.6
+    finish_bias: float = -1.2
+    conversion_bias: float = -2.2
 
     def __post_init__(self) -> None:
         if self.num_categories < 5:
@@ -75,6 +82,32 @@ class WorldOptions:
                 raise UserError(
                     f"{name}: a share between 0 and 1 is needed, got {getattr(self, name)}"
                 )
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> WorldOptions:
+        """The options in texts such as `opposed_share=0.5`, the usual ones otherwise.
+
+        >>> WorldOptions.of(["opposed_share=0.5", "num_items=900"]).num_items
+        900
+
+        Raises:
+            UserError: no such option, or a value that it cannot have.
+        """
+        kinds = {each.name: float if each.type == "float" else int for each in fields(cls)}
+        values: dict[str, Any] = {}
+        for text in texts:
+            name, _, value = text.partition("=")
+            if name not in kinds:
+                raise UserError(f"option '{text}' of the world: {nearest(name, kinds)}")
+            kind = kinds[name]
+            try:
+                values[name] = kind(value)
+            except ValueError:
+                number = "a whole number" if kind is int else "a number"
+                raise UserError(
+                    f"option '{text}' of the world: {name} is {number}, got '{value}'"
+                ) from None
+        return cls(**values)
 
 
 @dataclass(frozen=True)

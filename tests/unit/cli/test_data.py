@@ -48,6 +48,21 @@ def test_synth_writes_the_rows_and_says_nothing_on_stdout(
     assert json.loads((out / "schema.json").read_text())["columns"]
 
 
+def test_synth_turns_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("data", "synth", tmp_path / "world", "--rows", "2000", "--days", "1")
+    assert _run(*given, "--option", "opposed_share=1", "--option", "like_bias=-30") == 0
+    rows = pa.concat_tables(map(pq.read_table, (tmp_path / "world").glob("part-*.parquet")))
+    assert len(rows) == 2_000
+    assert not rows["like"].to_numpy().any()
+    truth = json.loads((tmp_path / "world" / "_truth" / "truth.json").read_text())
+    assert (truth["opposed_share"], truth["like_bias"], truth["finish_bias"]) == (1.0, -30.0, -1.2)
+    capsys.readouterr()
+    assert _run(*given, "--option", "opposed=1") == 2
+    assert "did you mean 'opposed_share'" in capsys.readouterr().err
+    assert _run(*given, "--option", "num_users=1.5") == 2
+    assert "num_users is a whole number, got '1.5'" in capsys.readouterr().err
+
+
 def test_synth_refuses_what_it_cannot_make(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
