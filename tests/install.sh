@@ -34,10 +34,10 @@ cd "$place"
 step "prismrec doctor"
 venv/bin/prismrec doctor
 
-step "prismrec config on every recipe of the wheel"
+step "prismrec config on recipes of the wheel"
 recipes=$(venv/bin/python -c 'from importlib.resources import files; print(files("prismrec.jobs") / "recipes")')
 count=0
-for recipe in "$recipes"/*.toml; do
+for recipe in "$recipes"/*.toml "$recipes"/*/dcnv2.toml; do
     venv/bin/prismrec config "$recipe" >/dev/null
     count=$((count + 1))
 done

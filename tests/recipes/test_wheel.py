@@ -18,7 +18,7 @@ def test_wheel_holds_every_module_and_the_package_data(wheel: Path) -> None:
         for path in folder.glob("*.py")
     }
     jobs = package_roots()["prismrec.jobs"]
-    expected |= {f"prismrec/jobs/recipes/{path.name}" for path in jobs.glob("recipes/*.toml")}
+    expected |= {f"prismrec/jobs/{path.relative_to(jobs)}" for path in jobs.rglob("*.toml")}
     expected.add("prismrec/py.typed")
     shipped = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert shipped == expected
@@ -60,9 +60,9 @@ def test_doctor_finds_nothing_broken(installed: Path, tmp_path: Path) -> None:
 
 
 def test_packaged_recipes_are_read(installed: Path, tmp_path: Path) -> None:
-    recipes = sorted(installed.parent.glob("lib/python*/site-packages/prismrec/jobs/recipes/*"))
-    assert {"demo.toml", "kuairand_me_dcnv2.toml"} <= {recipe.name for recipe in recipes}
-    for recipe in recipes:
+    (folder,) = installed.parent.glob("lib/python*/site-packages/prismrec/jobs/recipes")
+    for name in ("demo.toml", "kuairand_me_dcnv2.toml", "world/dcnv2.toml"):
+        recipe = folder / name
         done = run_command(tmp_path, installed / "prismrec", "config", recipe, "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["name"]

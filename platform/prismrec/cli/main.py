@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import prismrec
-from prismrec.cli import bench, config, data, doctor, models, output, plan, run, tables
+from prismrec.cli import bench, config, data, doctor, models, output, plan, run, tables, zoo
 from prismrec.config.errors import UserError
 from prismrec.config.external import find_modules_in
 
@@ -43,6 +43,7 @@ app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command("config", epilog=config.EXAMPLE)(config.config)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command("zoo", epilog=zoo.EXAMPLE)(zoo.zoo)
 app.command("train", epilog=run.TRAIN_EXAMPLE)(run.train)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)

@@ -24,6 +24,10 @@ A recipe is a TOML file that holds everything a run depends on. A value comes fr
 (`section.key=value`), else from the file, else from the defaults below. A misspelt key or a value of
 another type is an error; all problems are told at once, before anything starts. `prismrec config RECIPE`
 prints a recipe with every value filled in.
+
+`base = "other.toml"` at the top of a file takes from another file, whose path is relative to this one,
+every key that this one does not say itself. Tables are joined key by key, lists are taken as a whole, and a
+table that says a `name` or a `kind` (another model, another optimizer) replaces that of the base.
 """
 _WORDS: dict[Any, str] = {
     int: "whole number",

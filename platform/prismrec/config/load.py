@@ -1,4 +1,4 @@
-"""Reading a recipe: defaults < recipe file < `section.key=value`, every problem at once."""
+"""Reading a recipe: defaults < base file < recipe file < `section.key=value`, every problem at once."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from prismrec.config.errors import ConfigError, UserError, nearest
+from prismrec.config.errors import ConfigError, nearest
 from prismrec.config.models import BUILT_IN
+from prismrec.config.read import read
 from prismrec.config.recipe import Recipe
 from prismrec.config.section import is_section, kinds_in, sections_in
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The validated recipe in a TOML file, with overrides such as `train.steps=5` applied.
+    """The validated recipe in a TOML file, on its base, with overrides such as `train.steps=5` applied.
 
     Raises:
-        UserError: the file is missing or is not TOML.
+        UserError: see `prismrec.config.read.read`.
         ConfigError: everything that is wrong with the recipe.
     """
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe file") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    raw = read(Path(path))
     return from_dict(raw, overrides, source=str(path))
 
 

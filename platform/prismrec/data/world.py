@@ -104,6 +104,13 @@ def write_world(
     return schema
 
 
+def world_schema(
+    rows: int, days: int, seed: int, options: WorldOptions | None = None
+) -> DataSchema:
+    """The schema that `write_world` would write, without a row."""
+    return _schema(draw_truth(rows, days, seed, options or WorldOptions()))
+
+
 def _rows_per_slot(rows: int, days: int) -> list[int]:
     """Rows of every written slot; days differ by one row at most."""
     ends = np.cumsum(SLOT_SHARES)

@@ -1,0 +1,120 @@
+"""The systems that this package has by name: what each is, where it comes from and how large it is.
+
+A system has two recipes, `recipes/world/NAME.toml` on the synthetic world and
+`recipes/kuairand/NAME.toml` on KuaiRand-Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from prismrec.config import Recipe, UserError, load
+from prismrec.data.schema import DataSchema
+from prismrec.data.source import read_schema
+from prismrec.data.world import world_schema
+from prismrec.models import build_model, fields_of, spec_of
+
+WORLD_ROWS, WORLD_DAYS, WORLD_SEED = 50_000, 7, 1
+"""The world that the recipes name: `prismrec data synth out/world --rows 50000 --days 7 --seed 1`."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A named system.
+
+    Args:
+        name: of its recipes.
+        line: what it is, in one line.
+        source: the paper it comes from, or what it stands for.
+    """
+
+    name: str
+    line: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSize:
+    """What a system comes to in a recipe.
+
+    Args:
+        system: the system.
+        recipe: path of the recipe.
+        dense: parameters that every rank holds.
+        table: numbers in the tables; None where the size of the data is not known.
+    """
+
+    system: System
+    recipe: str
+    dense: int | None
+    table: int | None
+
+    def row(self) -> dict[str, Any]:
+        """Everything by name."""
+        return {
+            **asdict(self.system),
+            "recipe": self.recipe,
+            "dense": self.dense,
+            "table": self.table,
+        }
+
+
+SYSTEMS: tuple[System, ...] = (
+    System("lr", "a weight for every id", "logistic regression"),
+    System("fm", "first order and all pairwise products", "Rendle, ICDM 2010"),
+    System("dnn", "an MLP on the vectors", "multi-layer perceptron"),
+    System("wide_deep", "first order beside an MLP", "Cheng et al., DLRS 2016"),
+    System("deepfm", "FM and an MLP on the same vectors", "Guo et al., IJCAI 2017"),
+    System("dcn", "cross layers with a vector each, beside an MLP", "Wang et al., ADKDD 2017"),
+    System("dcnv2", "cross layers with a matrix each, beside an MLP", "Wang et al., WWW 2021"),
+    System(
+        "me_dcnv2",
+        "multi-embedding: a DCN-v2 on each of several sets",
+        "Guo et al., On the embedding collapse when scaling up recommendation models, ICML 2024",
+    ),
+)
+"""Every named system, in the order in which they are listed."""
+
+
+def sizes(name: str, data: Path | None = None) -> Iterator[SystemSize]:
+    """Every system with the size it has in the recipes of a folder.
+
+    Args:
+        name: folder under `recipes`: "world" or "kuairand".
+        data: data set that gives the numbers of ids; that which the recipes name if not given. For
+            the world it need not be there.
+
+    Raises:
+        UserError: there is no such folder, or `data` is no data set.
+    """
+    with as_file(files("prismrec.jobs") / "recipes" / name) as folder:
+        if not folder.is_dir():
+            raise UserError(f"{name}: no such folder of recipes; there are kuairand and world")
+        for system in SYSTEMS:
+            recipe = load(folder / f"{system.name}.toml")
+            schema = _schema_of(recipe, name, data)
+            dense, table = (None, None) if schema is None else parameters(recipe, schema)
+            yield SystemSize(system, f"jobs/recipes/{name}/{system.name}.toml", dense, table)
+
+
+def parameters(recipe: Recipe, schema: DataSchema) -> tuple[int, int]:
+    """Parameters of a recipe's dense part, and numbers in its tables, on a data set."""
+    spec = spec_of(recipe, schema)
+    model = build_model(recipe.model, fields_of(recipe, spec))
+    dense = sum(math.prod(each.shape) for each in model.parameters())
+    table = sum(each.rows * sum(s.dim for s in spec.sets_of(each)) for each in spec.tables)
+    return dense, table
+
+
+def _schema_of(recipe: Recipe, name: str, data: Path | None) -> DataSchema | None:
+    if data is not None:
+        return read_schema(data)
+    if name == "world":
+        return world_schema(WORLD_ROWS, WORLD_DAYS, WORLD_SEED)
+    is_there = (Path(recipe.data.path) / "schema.json").is_file()
+    return read_schema(recipe.data.path) if is_there else None
