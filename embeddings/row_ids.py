@@ -21,6 +21,7 @@ from prismrec.data.encode.encoders import (
     VocabularyEncoder,
 )
 from prismrec.data.encode.ids import NULL_ID
+from prismrec.data.encode.semantic import SemanticEncoder
 from prismrec.data.encode.tables import IdTable
 from prismrec.data.rows import Ints
 
@@ -235,6 +236,9 @@ def _fold_alike(first: Encoder, second: Encoder) -> bool:
         return first.seeds == second.seeds and _share_alike(first.rows, second.rows)
     if isinstance(first, QuotientRemainderEncoder) and isinstance(second, QuotientRemainderEncoder):
         same = (first.num_ids, first.divisor) == (second.num_ids, second.divisor)
+        return same and _share_alike(first.rows, second.rows)
+    if isinstance(first, SemanticEncoder) and isinstance(second, SemanticEncoder):
+        same = (first.meaning, first.segments) == (second.meaning, second.segments)
         return same and _share_alike(first.rows, second.rows)
     return False
 

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked, threads_per_process
-from prismrec.data.encode.vocabulary import with_absolute_paths
+from prismrec.data.encode.copies import with_absolute_paths
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource, open_data
 from prismrec.jobs.launch import run_locally

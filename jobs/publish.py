@@ -17,7 +17,7 @@ from torch import Tensor
 from prismrec.checkpoint import CheckpointReader, read_manifest, row_owners
 from prismrec.config import Recipe, dump, from_dict
 from prismrec.config.redact import redacted
-from prismrec.data.encode.vocabulary import copied_files, with_copies
+from prismrec.data.encode.copies import copied_files, with_copies
 from prismrec.data.schema import DataSchema
 from prismrec.models import spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle

@@ -18,7 +18,7 @@ from prismrec.config import Recipe, UserError, flatten
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
-from prismrec.data.encode.vocabulary import with_absolute_paths
+from prismrec.data.encode.copies import with_absolute_paths
 from prismrec.data.source import DataSource, open_data
 from prismrec.embeddings.communication import check_communication
 from prismrec.embeddings.optimizers import check_optimizers

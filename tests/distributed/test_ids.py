@@ -17,6 +17,7 @@ import torch
 from prismrec.checkpoint import read_manifest, verify
 from prismrec.config import UserError
 from prismrec.data.encode.tables import id_tables
+from prismrec.data.semantic.files import write_codes
 from prismrec.data.source import open_data
 from prismrec.data.vocabulary import VocabularyFile, write_vocabularies
 from prismrec.jobs.publish import bundle_of_checkpoint, read_held_out
@@ -32,6 +33,12 @@ from tests.helpers.runs import (
 )
 
 STEPS = 8
+CODED = np.arange(0, 25, 2)
+"""Items that have semantic codes: those of even number."""
+RAW_AND_SEMANTIC = """[
+    'user', 'item', {name='item_sid', column='item', table='sid'},
+    {name='seen_sid', column='seen', table='sid'}, {name='tags', weights='tag_weights'},
+]"""
 TRAINING = ("fold == 0",)
 
 
@@ -43,6 +50,7 @@ def kinds(vocabularies: Path) -> dict[str, tuple[str, ...]]:
     """What each recipe changes. `item` is a single id and a bag, `tags` a weighted bag."""
     two = "ids={kind='hash', hashes=2}"
     users, items = (f"ids={{kind='vocabulary', path='{vocabularies}/{n}.parquet'" for n in "ui")
+    semantic = f"ids={{kind='semantic', path='{vocabularies}/s.parquet'"
     return {
         "direct": (
             table("user", "ids={kind='direct', out_of_range='fail'}"),
@@ -72,6 +80,16 @@ def kinds(vocabularies: Path) -> dict[str, tuple[str, ...]]:
             table("item", "ids={kind='quotient_remainder', divisor=4}, unknown_rows=3"),
             table("tags", "ids='quotient_remainder', rows=10, sharding='column_wise'"),
         ),
+        "semantic prefixes beside raw ids": (
+            f"features.sparse={RAW_AND_SEMANTIC}",
+            table("sid", f"{semantic}, numbering='all', max_rows=7}}, sharding='row_wise'"),
+            table("user", "unknown_rows=3"),
+        ),
+        "semantic levels and pairs": (
+            f"features.sparse={RAW_AND_SEMANTIC}",
+            table("sid", f"{semantic}, form='level', levels=2}}, unknown_rows=3"),
+            table("item", f"{semantic}, form='ngram'}}, sharding='column_wise'"),
+        ),
     }
 
 
@@ -85,6 +103,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items = VocabularyFile(("item", "seen"), place / "lists/i.parquet")
     write_vocabularies(source, [users], TRAINING)
     write_vocabularies(source, [items], TRAINING, min_count=20)
+    codes = np.random.default_rng(3).integers(0, 3, (len(CODED), 3)).astype(np.int32)
+    write_codes(place / "lists/s.parquet", CODED, codes, (3, 3, 3), {"codebooks": "drawn"})
     return place
 
 
@@ -190,6 +210,57 @@ def test_vocabularies_are_copied_into_run_checkpoint_and_model(
         damaged.write_bytes(whole)
 
 
+def test_items_without_codes_are_unknown_and_counted(
+    trained: dict[int, dict[str, Trained]], place: Path
+) -> None:
+    kind = "semantic prefixes beside raw ids"
+    run = trained[2][kind]
+    keys = rows_seen(run.checkpoint, starts(place, 2)["direct"].recipe)[0]  # rows know no table
+    rows = pq.read_table(place / "rows/0-train.parquet").take(keys)
+    items = rows.column("item").to_numpy()
+    bags = rows.column("seen").combine_chunks().flatten().to_numpy()
+    unknown = int((~np.isin(items, CODED)).sum()), int((~np.isin(bags, CODED)).sum())
+    assert min(unknown) > 0
+    counted = (run.log[f"data/unknown_ids/{name}_sid"][STEPS] for name in ("item", "seen"))
+    assert tuple(counted) == unknown
+    share = run.log["ids/sid/unknown"][STEPS]
+    assert share == pytest.approx(sum(unknown) / (len(items) + len(bags)))
+
+
+def test_files_of_codes_are_copied_into_run_checkpoint_and_model(
+    trained: dict[int, dict[str, Trained]], place: Path, tmp_path: Path
+) -> None:
+    kind = "semantic levels and pairs"
+    run, checkpoint = starts(place, 2)[kind].directory, trained[2][kind].checkpoint
+    model = bundle_of_checkpoint(checkpoint, tmp_path / "model")
+    content = (place / "kept/s.parquet").read_bytes()
+    for number in range(2):
+        for directory in (run, checkpoint, model):
+            assert (directory / f"codes-{number:04d}.parquet").read_bytes() == content
+    assert sorted(verify(checkpoint).copies) == ["codes-0000.parquet", "codes-0001.parquet"]
+
+
+def test_a_run_goes_on_with_the_same_codes_only(
+    trained: dict[int, dict[str, Trained]], place: Path
+) -> None:
+    kind = "semantic prefixes beside raw ids"
+    more = make_recipe(place / "rows", f"train.steps={STEPS + 2}", *kinds(place / "lists")[kind])
+    directory = Path(trained[1][kind].checkpoint).parent.parent
+    shutil.copytree(place / "kept", place / "lists")
+    known = pq.read_table(place / "kept/s.parquet")
+    codes = np.stack([known.column(f"code_{level}").to_numpy() for level in range(3)], axis=1)
+    swapped = codes[[1, 0, *range(2, len(codes))]]
+    assert (swapped[0] != codes[0]).any()
+    write_codes(place / "lists/s.parquet", CODED, swapped, (3, 3, 3), {"codebooks": "drawn"})
+    with pytest.raises(
+        UserError, match=r"tables.sid.ids.path: .*s.parquet is not the file of codes"
+    ):
+        alone([Start(more, directory, "changed")])
+    shutil.copy(place / "kept/s.parquet", place / "lists/s.parquet")
+    assert alone([Start(more, directory, "same")])[0].steps == STEPS + 2
+    shutil.rmtree(place / "lists")
+
+
 def test_a_run_goes_on_with_the_same_vocabulary_only(
     trained: dict[int, dict[str, Trained]], place: Path
 ) -> None:
@@ -218,6 +289,9 @@ def test_tables_have_the_rows_that_their_kind_needs(
         rows[kind] = [(each.rows.known, each.rows.unknown) for each in tables.values()]
     counts = pq.read_table(place / "kept/u.parquet").column("count").to_numpy()
     items = pq.read_metadata(place / "kept/i.parquet").num_rows
+    codes = pq.read_table(place / "kept/s.parquet").select(["code_0", "code_1", "code_2"])
+    first, second, third = (column.to_pylist() for column in codes.columns)
+    pairs = sum(len(set(zip(*each, strict=True))) for each in ((first, second), (second, third)))
     assert rows == {
         "direct": [(40, 1), (25, 3), (5, 4)],
         "hash": [(13, 1), (9, 1), (5, 1)],
@@ -225,5 +299,7 @@ def test_tables_have_the_rows_that_their_kind_needs(
         "two hashes without bags": [(40, 1), (9, 1)],
         "vocabulary": [(int((counts >= 8).sum()), 3), (items, 1), (12, 1)],
         "quotient and remainder": [(6 + 7, 1), (7 + 4, 3), (3 + 4, 1)],
+        "semantic prefixes beside raw ids": [(40, 3), (25, 1), (3 + 7 + 7, 1), (12, 1)],
+        "semantic levels and pairs": [(40, 1), (pairs, 1), (3 + 3, 3), (12, 1)],
     }
     assert 0 < rows["vocabulary"][0][0] < len(counts)

@@ -16,8 +16,8 @@ from prismrec.checkpoint.maps import row_owners
 from prismrec.checkpoint.reader import CheckpointReader
 from prismrec.checkpoint.snapshot import TOUCHED, WEIGHT
 from prismrec.config import UserError, from_dict, nearest
+from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.tables import id_tables
-from prismrec.data.encode.vocabulary import with_copies
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.row_ids import ListedRows, TableIds
 

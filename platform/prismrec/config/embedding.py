@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prismrec.config.ids import DirectIds, HashedIds, IdOptions, ManagedIds, VocabularyIds
+from prismrec.config.ids import (
+    DirectIds,
+    HashedIds,
+    IdOptions,
+    ManagedIds,
+    SemanticIds,
+    VocabularyIds,
+)
 from prismrec.config.section import Section
 
 ShardingKind = Literal[
@@ -178,7 +185,7 @@ class TableOptions(Section):
 
     rows: int | None = Field(default=None, ge=1)
     """Rows for known ids, for `quotient_remainder` the number of known ids; the schema's count if
-    not given. `hash` and `managed` need it, and `vocabulary` takes its own from the file."""
+    not given. `hash` and `managed` need it; `vocabulary` and `semantic` take theirs from the file."""
     ids: IdOptions = DirectIds()
     """How ids become rows: the name of a kind, or `{kind=..., ...}`."""
     unknown_rows: int = Field(default=1, ge=1)
@@ -224,6 +231,8 @@ def row_problem(options: TableOptions) -> str | None:
         return f"rows: missing; a table with ids = '{ids.kind}' has as many rows as you say"
     if options.rows is not None and isinstance(ids, VocabularyIds):
         return "rows: a table with a vocabulary has a row for each of its ids; leave `rows` out"
+    if options.rows is not None and isinstance(ids, SemanticIds):
+        return "rows: a table of semantic ids has a row for each gram; use ids.max_rows"
     if options.unknown_rows == 1:
         return None
     if isinstance(ids, HashedIds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from prismrec.config.section import Section
 
@@ -70,6 +70,46 @@ class ManagedIds(Section):
     """Steps without being seen after which an id loses its row in any case."""
 
 
+class SemanticIds(Section):
+    """An id's vector is the sum of rows that its semantic codes choose and ids alike have in common.
+
+    A gram is one level's code, or those of several levels together; each has a row.
+    """
+
+    kind: Literal["semantic"]
+    path: str
+    """Parquet file with columns `id`, `code_0`, `code_1`, ... as `prismrec data semantic-ids` writes it; a
+    path or URL that every rank can read. Checkpoints and the exported model hold a copy."""
+    form: Literal["level", "prefix", "ngram"] = "prefix"
+    """The grams of an id: `level`, the code of each level; `prefix`, the first code, the first two, and
+    so on; `ngram`, every `n` levels that follow each other."""
+    levels: int | None = Field(default=None, ge=1)
+    """Levels that are used, from the first on; all of them if not given."""
+    n: int | None = Field(default=None, ge=2)
+    """Levels of a gram of `ngram`, 2 if not given; for that form only."""
+    numbering: Literal["seen", "all"] = "seen"
+    """`seen`: a row for each gram that an id of the file has; `all`: for each that the codes could make,
+    so that ids may be added to the file without any row changing its meaning."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Rows for the grams of the same levels at most; where there are more grams, a hash folds them
+    into so many. As many as there are grams if not given."""
+
+    @model_validator(mode="after")
+    def _grams(self) -> SemanticIds:
+        if self.form != "ngram" and self.n is not None:
+            raise ValueError(f"n: form = '{self.form}' has no n; leave it out or use 'ngram'")
+        if self.levels is not None and self.gram_length > self.levels:
+            raise ValueError(
+                f"n: a gram of {self.gram_length} levels does not fit {self.levels}; use a smaller n"
+            )
+        return self
+
+    @property
+    def gram_length(self) -> int:
+        """Levels of the shortest gram."""
+        return (self.n or 2) if self.form == "ngram" else 1
+
+
 def _named(value: Any) -> Any:
     """A bare kind stands for that kind with its defaults."""
     return {"kind": value} if isinstance(value, str) else value
@@ -77,7 +117,7 @@ def _named(value: Any) -> Any:
 
 IdOptions = Annotated[
     Annotated[
-        DirectIds | HashedIds | VocabularyIds | QuotientRemainderIds | ManagedIds,
+        DirectIds | HashedIds | VocabularyIds | QuotientRemainderIds | ManagedIds | SemanticIds,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_named),

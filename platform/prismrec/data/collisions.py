@@ -104,7 +104,9 @@ def _table(name: str, kind: str, encoder: Encoder, counted: tuple[Ints, Ints]) -
     hashes = len(encoder.seeds) if isinstance(encoder, HashEncoder) else 0
     if hashes == 2:
         rows = np.sort(rows, axis=1)  # a sum has no order
-    keys = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] * encoder.rows.total + rows[:, 1]
+    keys = rows[:, 0]
+    for column in rows.T[1:]:  # numbered anew each time, so that the products stay small
+        keys = np.unique(keys * encoder.rows.total + column, return_inverse=True)[1]
     _, place, users = np.unique(keys, return_inverse=True, return_counts=True)
     is_shared = users[place] > 1
     share = expected_sharing(len(rows), encoder.rows.known, hashes) if hashes else 0.0

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
 from prismrec.data.encode.codes import owner_encoder
+from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.encoders import Encoder
 from prismrec.data.encode.tables import encoders_of
-from prismrec.data.encode.vocabulary import with_copies
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import Inputs, build_model, fields_of, spec_of

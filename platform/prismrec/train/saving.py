@@ -29,7 +29,7 @@ from prismrec.checkpoint import (
     table_shapes,
 )
 from prismrec.config import Recipe, UserError, dump
-from prismrec.data.encode.vocabulary import copied_files, copy_vocabularies, vocabularies
+from prismrec.data.encode.copies import copied_files, copy_id_files, id_files
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource
 from prismrec.embeddings import access
@@ -140,7 +140,7 @@ class Saver:
         if path is not None:
             self._check_vocabularies(path)
         if self._sharded.ranks.is_first:
-            copy_vocabularies(self._recipe, self._run, self._vocabularies)
+            copy_id_files(self._recipe, self._run, self._vocabularies)
         if path is None:
             return TrainState()
         extra = self._load(path)
@@ -221,11 +221,12 @@ class Saver:
     def _check_vocabularies(self, path: Path) -> None:
         """Refuse a checkpoint whose rows stand for other ids than this run's."""
         then = read_manifest(path).extra.get("vocabularies", {})
-        copies, named = copied_files(self._recipe, path), vocabularies(self._recipe)
+        copies, named = copied_files(self._recipe, path), id_files(self._recipe)
         for table, digest in self._vocabularies.items():
             if then.get(table) != digest:
+                what = "vocabulary" if named[table].kind == "vocabulary" else "file of codes"
                 raise UserError(
-                    f"embedding.tables.{table}.ids.path: {named[table].path} is not the vocabulary "
+                    f"embedding.tables.{table}.ids.path: {named[table].path} is not the {what} "
                     f"that {path} was made with, so rows would stand for other ids; put "
                     f"{copies[table].name} of that checkpoint in its place, or start a new run"
                 )

@@ -49,7 +49,7 @@ class TableRows:
         last = self.total - 1
         if self.unknown == 1:
             return np.full(ids.shape, last)
-        shared = self.known + _fold(ids, self.unknown - 1, self.seed)
+        shared = self.known + fold(ids, self.unknown - 1, self.seed)
         return np.where(ids == NULL_ID, last, shared)
 
 
@@ -58,7 +58,7 @@ class Encoder(Protocol):
 
     Attributes:
         rows: how the table's rows are shared out.
-        rows_per_id: rows that an id looks up, whose sum is its vector; 1 or 2.
+        rows_per_id: rows that an id looks up, whose sum is its vector; at least 1.
     """
 
     @property
@@ -123,9 +123,9 @@ class HashEncoder:
 
     def __call__(self, ids: Ints) -> tuple[Ints, Mask | None]:
         """See `Encoder`."""
-        found = [_fold(ids, self.rows.known, seed) for seed in self.seeds]
+        found = [fold(ids, self.rows.known, seed) for seed in self.seeds]
         unknown = ids == NULL_ID
-        return _with_unknown(found, ids, unknown, self.rows)
+        return with_unknown(found, ids, unknown, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class QuotientRemainderEncoder:
         unknown = outside(ids, self.num_ids)
         quotients, remainders = np.divmod(ids, self.divisor)
         found = [quotients, remainders + (self.rows.known - self.divisor)]
-        return _with_unknown(found, ids, unknown, self.rows)
+        return with_unknown(found, ids, unknown, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class VocabularyEncoder:
         """See `Encoder`."""
         at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         unknown = self.ids[at] != ids
-        return _with_unknown([self.places[at]], ids, unknown, self.rows)
+        return with_unknown([self.places[at]], ids, unknown, self.rows)
 
 
 def outside(ids: Ints, limit: int) -> Mask | None:
@@ -194,11 +194,12 @@ def hash_seeds(seed: int, count: int) -> tuple[int, ...]:
     return (seed, *(name_seed(f"{seed}/{number}") for number in range(1, count)))
 
 
-def _fold(ids: Ints, rows: int, seed: int) -> Ints:
+def fold(ids: Ints, rows: int, seed: int) -> Ints:
+    """A row below `rows` for every id, by the hash of a seed."""
     return (mix64(ids.view(np.uint64), seed) % np.uint64(rows)).astype(np.int64)
 
 
-def _with_unknown(
+def with_unknown(
     found: list[Ints], ids: Ints, unknown: Mask | None, rows: TableRows
 ) -> tuple[Ints, Mask | None]:
     """Rows of ids side by side, unknown rows where an id has none, which are written into `found`.

@@ -13,6 +13,7 @@ from prismrec.config.ids import (
     HashedIds,
     ManagedIds,
     QuotientRemainderIds,
+    SemanticIds,
     VocabularyIds,
 )
 from prismrec.data.encode.codes import CodeEncoder, bucket_rows
@@ -26,6 +27,7 @@ from prismrec.data.encode.encoders import (
     hash_seeds,
 )
 from prismrec.data.encode.ids import name_seed
+from prismrec.data.encode.semantic import SemanticEncoder, semantic_encoder, semantic_segments
 from prismrec.data.encode.vocabulary import read_vocabulary, vocabulary_size
 from prismrec.data.schema import DataSchema
 
@@ -39,26 +41,20 @@ class IdTable:
         options: what the recipe says of it.
         num_ids: ids 0 to num_ids - 1 are known; None where that means nothing for its kind.
         rows: how its rows are shared out.
+        rows_per_id: rows that an id looks up; their sum is its vector.
     """
 
     name: str
     options: TableOptions
     num_ids: int | None
     rows: TableRows
-
-    @property
-    def rows_per_id(self) -> int:
-        """Rows that an id looks up; their sum is its vector."""
-        ids = self.options.ids
-        if isinstance(ids, HashedIds):
-            return ids.hashes
-        return 2 if isinstance(ids, QuotientRemainderIds) else 1
+    rows_per_id: int = 1
 
     def encoder(self) -> Encoder:
         """From ids to rows.
 
         Raises:
-            UserError: a vocabulary cannot be read.
+            UserError: a vocabulary or a file of codes cannot be read.
         """
         ids, rows = self.options.ids, self.rows
         if isinstance(ids, HashedIds):
@@ -66,6 +62,8 @@ class IdTable:
             return HashEncoder(rows, hash_seeds(seed, ids.hashes))
         if isinstance(ids, VocabularyIds):
             return read_vocabulary(ids, rows, f"embedding.tables.{self.name}.ids")
+        if isinstance(ids, SemanticIds):
+            return semantic_encoder(ids, rows, self.name)
         if isinstance(ids, QuotientRemainderIds):
             assert self.num_ids is not None
             return QuotientRemainderEncoder(rows, self.num_ids, _divisor(ids, self.num_ids))
@@ -81,7 +79,7 @@ def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
 
     Raises:
         UserError: a column is missing or of another kind, the number of a table's ids is not
-            known, or a vocabulary cannot be read.
+            known, or a vocabulary or a file of codes cannot be read.
     """
     counts: dict[str, dict[str, int | None]] = {}
     for index, feature in enumerate(recipe.features.sparse):
@@ -90,11 +88,11 @@ def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
     tables = {}
     for name, columns in counts.items():
         options = recipe.embedding.tables.get(name) or TableOptions()
-        num_ids, known = _known_rows(name, options, columns)
+        num_ids, known, per_id = _known_rows(name, options, columns)
         rows = TableRows(known, options.unknown_rows, name_seed(f"{name}/unknown"))
         if isinstance(options.ids, ManagedIds):
             rows = bucket_rows(known, recipe.data.lanes)
-        tables[name] = IdTable(name, options, num_ids, rows)
+        tables[name] = IdTable(name, options, num_ids, rows, per_id)
     return tables
 
 
@@ -109,30 +107,33 @@ def encoders_of(recipe: Recipe, schema: DataSchema) -> dict[str, Encoder]:
 
 
 def vocabulary_digests(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, str]:
-    """SHA-256 of the vocabularies that encoders were made from, by table."""
+    """SHA-256 of the vocabularies and files of codes that encoders were made from, by table."""
     of_table = {each.table_name: encoders[each.name] for each in recipe.features.sparse}
     return {
         name: encoder.digest
         for name, encoder in of_table.items()
-        if isinstance(encoder, VocabularyEncoder)
+        if isinstance(encoder, VocabularyEncoder | SemanticEncoder)
     }
 
 
 def _known_rows(
     name: str, options: TableOptions, columns: Mapping[str, int | None]
-) -> tuple[int | None, int]:
-    """Number of ids, where the kind has one, and rows for known ids."""
+) -> tuple[int | None, int, int]:
+    """Number of ids, where the kind has one, rows for known ids, and rows that an id looks up."""
     ids = options.ids
     if isinstance(ids, VocabularyIds):
-        return None, vocabulary_size(ids, f"embedding.tables.{name}.ids")
+        return None, vocabulary_size(ids, f"embedding.tables.{name}.ids"), 1
+    if isinstance(ids, SemanticIds):
+        segments = semantic_segments(ids, name)
+        return None, sum(each.rows for each in segments), len(segments)
     if isinstance(ids, HashedIds | ManagedIds):
         assert options.rows is not None  # the recipe was refused otherwise
-        return None, options.rows
+        return None, options.rows, ids.hashes if isinstance(ids, HashedIds) else 1
     num_ids = options.rows or _counted(name, ids, columns)
     if isinstance(ids, QuotientRemainderIds):
         divisor = _divisor(ids, num_ids)
-        return num_ids, -(-num_ids // divisor) + divisor
-    return num_ids, num_ids
+        return num_ids, -(-num_ids // divisor) + divisor, 2
+    return num_ids, num_ids, 1
 
 
 def _counted(

@@ -1,4 +1,4 @@
-"""Vocabularies: the Parquet files that list the ids of a table, and the copies that runs keep of them.
+"""Vocabularies: the Parquet files that list the ids of a table.
 
 A file has columns `id` and `count` (int64), the most frequent id first; the id in line k has row k.
 """
@@ -6,9 +6,6 @@ A file has columns `id` and `count` (int64), the most frequent id first; the id 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -100,66 +97,6 @@ def vocabularies(recipe: Recipe) -> dict[str, VocabularyIds]:
     }
 
 
-def copied_files(recipe: Recipe, directory: Path) -> dict[str, Path]:
-    """Where a directory keeps its copy of each vocabulary of a recipe, by table."""
-    return {
-        name: directory / f"vocabulary-{number:04d}.parquet"
-        for number, name in enumerate(vocabularies(recipe))
-    }
-
-
-def with_copies(recipe: Recipe, directory: Path) -> Recipe:
-    """The recipe, with the copies in a directory in the place of its vocabularies."""
-    return _with_paths(recipe, {k: str(v) for k, v in copied_files(recipe, directory).items()})
-
-
-def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe, with local paths of vocabularies that mean the same in every process."""
-    paths = {
-        name: options.path if "://" in options.path else str(Path(options.path).absolute())
-        for name, options in vocabularies(recipe).items()
-    }
-    return _with_paths(recipe, paths)
-
-
-def copy_vocabularies(recipe: Recipe, directory: Path, digests: Mapping[str, str]) -> None:
-    """Copy a recipe's vocabularies to where `copied_files` expects them, unless they are there.
-
-    Args:
-        recipe: names the files.
-        directory: exists.
-        digests: SHA-256 by table of what was read.
-
-    Raises:
-        UserError: a file cannot be read, or is not the one that was read.
-    """
-    for name, file in copied_files(recipe, directory).items():
-        if file.is_file() and _sha256(file) == digests[name]:
-            continue
-        options, where = vocabularies(recipe)[name], f"embedding.tables.{name}.ids"
-        try:
-            system, path = resolve_filesystem(options.path)
-            with system.open_input_stream(path) as stream, file.open("wb") as out:
-                shutil.copyfileobj(stream, out)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(options, where, error) from None
-        if _sha256(file) != digests[name]:
-            raise UserError(
-                f"{where}.path: {options.path} was changed while the run started; start again"
-            )
-
-
-def _with_paths(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
-    if not paths:
-        return recipe
-    tables = dict(recipe.embedding.tables)
-    for name, path in paths.items():
-        ids = tables[name].ids.model_copy(update={"path": path})
-        tables[name] = tables[name].model_copy(update={"ids": ids})
-    embedding = recipe.embedding.model_copy(update={"tables": tables})
-    return recipe.model_copy(update={"embedding": embedding})
-
-
 def _some(count: int, options: VocabularyIds, where: str) -> int:
     if count == 0:
         raise UserError(
@@ -184,8 +121,3 @@ def _unreadable(options: VocabularyIds, where: str, error: Exception) -> UserErr
         f"{where}.path: {options.path} cannot be read ({str(error).splitlines()[0]}); write it by "
         "`prismrec data vocabulary` or correct the path"
     )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

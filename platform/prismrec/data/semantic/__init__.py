@@ -1,0 +1,1 @@
+"""Semantic ids: short tuples of codes, coarse to fine, fitted on vectors of items."""
