@@ -28,6 +28,18 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, with its gradient; the tensor itself where there is one process alone.
+
+    Collective: every rank, forward and backward.
+    """
+    return _SumOverRanks.apply(x) if _has_ranks() else x
+
+
+def _has_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation per column, and per copy where there are copies.
 
@@ -87,9 +99,9 @@ class BatchNorm(nn.Module):
         centred = x - _row(offset)
         sums = torch.stack([centred.sum(-2), centred.square().sum(-2)])
         rows = x.shape[-2]
-        if dist.is_available() and dist.is_initialized():
+        if _has_ranks():
             rows *= dist.get_world_size()
-            sums = _SumOverRanks.apply(sums)
+            sums = sum_over_ranks(sums)
         shift, square = (sums / rows).unbind()
         variance = (square - shift.square()).clamp_min(0)
         mean = offset + shift
