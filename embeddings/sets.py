@@ -191,7 +191,7 @@ def embedding_spec(
     section = recipe.embedding
     sets = _sets(recipe) if needs_sets else []
     if needs_linear:
-        sets.append(EmbeddingSet(LINEAR, linear_set(len(recipe.tasks)).dim, 0.0))
+        sets.append(EmbeddingSet(LINEAR, linear_set(recipe.num_logits).dim, 0.0))
     spec = EmbeddingSpec(
         sets=tuple(sets),
         tables=tuple(_tables(recipe, schema)),

@@ -214,7 +214,8 @@ def _measure(
     total = WARM_UP + steps
     precision = resolve_precision(recipe.train.precision, ranks)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total)
-    pipeline, meter = Pipeline(sharded), Meter(recipe, ranks, total)
+    pipeline = Pipeline(sharded)
+    meter = Meter(recipe, sharded.leaf.objective, ranks, total)
     state, ledger = TrainState(), Ledger()
     activities = [ProfilerActivity.CPU]
     if ranks.device.type == "cuda":

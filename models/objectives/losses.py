@@ -1,19 +1,26 @@
-"""Losses whose mean is exact over the global batch.
+"""What a task is trained towards: a loss of every row, and where asked one of the whole batch.
 
-Notation: B rows of this rank, T tasks, W ranks.
+Notation: B rows of this rank, T tasks, J of them with a level, z logits, p = sigmoid(z).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from prismrec.config.external import import_function
+from prismrec.models.objectives.ranking import (
+    Reduction,
+    Rows,
+    generative_loss,
+    list_loss,
+    pair_loss,
+    rcr_loss,
+)
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, t) and labels (B, t) in [0, 1] to losses (B, t): every row and task by itself."""
@@ -24,81 +31,109 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
-def global_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Mean per task over the rows of all ranks, times the number of ranks.
+@dataclass(frozen=True, slots=True)
+class Focal:
+    """`-y a (1 - p)^g log p - (1 - y) (1 - a) p^g log(1 - p)`.
 
-    `L_t = W sum_b w_bt l_bt / sum over ranks and b of w_bt`. Gradients are averaged over ranks
-    afterwards, which cancels W; the mean of a rank-wise mean would be biased wherever ranks hold
-    different numbers of valid rows. A task without a valid row anywhere has loss 0 and gradient 0.
-
-    Collective: every rank, once; nothing is sent when no process group is initialised.
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 5. It takes gradient from
+    negatives of low probability, the opposite of what pairs do.
 
     Args:
-        losses: l (B, T).
-        weights: w (B, T), at least 0; 0 where the row does not count.
-
-    Returns:
-        (T,); its mean over the ranks is the loss of the global batch.
-    """
-    counts = weights.sum(0).detach()
-    world_size = 1
-    if dist.is_available() and dist.is_initialized():
-        world_size = dist.get_world_size()
-        dist.all_reduce(counts)
-    scale = world_size / torch.where(counts > 0, counts, 1)
-    return (losses * weights).sum(0) * scale
-
-
-class Objective(nn.Module):
-    """A loss per row and task, averaged over the global batch, tasks added up by weight.
-
-    Args:
-        losses: the loss of each task; equal neighbours are computed together.
-        task_weights: lambda of each task, at least 0.
+        gamma: g, at least 0.
+        alpha: a in (0, 1); None gives both labels the weight 1.
     """
 
-    task_weights: Tensor
+    gamma: float
+    alpha: float | None = None
 
-    def __init__(self, losses: Sequence[RowLoss], task_weights: Sequence[float]) -> None:
-        super().__init__()
-        runs = groupby(enumerate(losses), key=lambda pair: pair[1])
-        self._runs = [(loss, [task for task, _ in run]) for loss, run in runs]
-        weights = torch.tensor(task_weights, dtype=torch.float32)
-        self.register_buffer("task_weights", weights, persistent=False)
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row; any shape."""
+        right, wrong = F.logsigmoid(logits), F.logsigmoid(-logits)
+        positive, negative = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+        of_positive = positive * torch.exp(self.gamma * wrong) * right
+        of_negative = negative * torch.exp(self.gamma * right) * wrong
+        return -(labels * of_positive + (1 - labels) * of_negative)
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, valid: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The scalar to differentiate, and the losses per task (T,) without a gradient.
 
-        The mean of either over the ranks is its value on the global batch. Computed in float32.
+class BatchLoss(Protocol):
+    """A loss of one task's rows of the whole batch, such as that of their pairs."""
 
-        Collective: every rank calls it, once per step.
+    @property
+    def name(self) -> str:
+        """What it is called where it is logged."""
+
+    def __call__(self, own: Rows, every: Rows) -> Tensor:
+        """A scalar whose mean over the ranks is the loss of the global batch, and so its gradient.
+
+        Collective: every rank calls it.
 
         Args:
-            logits: z (B, T).
-            labels: y (B, T) in [0, 1]; whatever stands where `valid` is 0 is ignored.
-            valid: v (B, T) in {0, 1}.
-            weights: w (B, T), at least 0.
+            own: this rank's rows, to differentiate.
+            every: the rows of all ranks.
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # A weight of 0 does not silence a NaN label: 0 * NaN is NaN.
-        labels = torch.where(valid > 0, labels, 0).to(logits.dtype)
-        parts = [
-            loss(logits[:, tasks[0] : tasks[-1] + 1], labels[:, tasks[0] : tasks[-1] + 1])
-            for loss, tasks in self._runs
-        ]
-        losses = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        per_task = global_mean(losses, (valid * weights).to(logits.dtype))
-        return (per_task * self.task_weights).sum(), per_task.detach()
 
 
-def row_loss(key: str, name: str) -> RowLoss:
-    """The loss that a recipe names: `bce`, or `package.module:function` of another package.
+@dataclass(frozen=True, slots=True)
+class RankNet:
+    """Pairs of a positive and a negative; see `pair_loss`."""
 
-    Raises:
-        UserError: there is no such loss.
+    reduction: Reduction = "pair_mean"
+    is_weighted: bool = True
+    name: str = "ranknet"
+
+    def __call__(self, own: Rows, every: Rows) -> Tensor:
+        """The mean over pairs."""
+        return pair_loss(own, self.reduction, is_weighted=self.is_weighted, every=every)
+
+
+@dataclass(frozen=True, slots=True)
+class ListNet:
+    """Softmax over the batch; see `list_loss`."""
+
+    name: str = "list"
+
+    def __call__(self, own: Rows, every: Rows) -> Tensor:
+        """The mean over positives."""
+        return list_loss(own, every)
+
+
+@dataclass(frozen=True, slots=True)
+class Rcr:
+    """Regression-compatible list loss; see `rcr_loss`."""
+
+    name: str = "rcr"
+
+    def __call__(self, own: Rows, every: Rows) -> Tensor:
+        """The mean over positives."""
+        return rcr_loss(own, every)
+
+
+@dataclass(frozen=True, slots=True)
+class Generative:
+    """The generative part of JRC; see `generative_loss`."""
+
+    excludes_same_label: bool = False
+    name: str = "generative"
+
+    def __call__(self, own: Rows, every: Rows) -> Tensor:
+        """The mean over rows."""
+        return generative_loss(own, every, excludes_same_label=self.excludes_same_label)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLoss:
+    """`alpha * mean of row losses + (1 - alpha) * loss of the batch`.
+
+    Args:
+        row: loss of every row by itself.
+        of_batch: loss of the batch; None leaves the first part alone, whatever `alpha`.
+        alpha: share of the first part, 0 to 1.
+        is_grouped: `of_batch` compares rows of one group only.
+        has_level: `of_batch` needs the task's level.
     """
-    if name == "bce":
-        return binary_cross_entropy
-    return import_function(key, name)
+
+    row: RowLoss = binary_cross_entropy
+    of_batch: BatchLoss | None = None
+    alpha: float = 1.0
+    is_grouped: bool = False
+    has_level: bool = False

@@ -36,24 +36,29 @@ class Rows:
         labels: (B,), above 1/2 for positives.
         weights: w (B,), at least 0; 0 where a row does not count.
         groups: (B,) int64; only rows of one group are compared. None compares all.
+        levels: (B,) the second logit of tasks that have one, else None.
     """
 
     logits: Tensor
     labels: Tensor
     weights: Tensor
     groups: Tensor | None = None
+    levels: Tensor | None = None
 
     def of_all_ranks(self) -> Rows:
         """The rows of all ranks, in the order of the ranks, without a gradient.
 
         Collective: every rank calls it with as many rows.
         """
-        if world_size() == 1:
-            return Rows(self.logits.detach(), self.labels, self.weights, self.groups)
-        groups = None if self.groups is None else _gathered(self.groups)
-        return Rows(
-            _gathered(self.logits.detach()), _gathered(self.labels), _gathered(self.weights), groups
-        )
+        groups = None if self.groups is None else gathered(self.groups)
+        levels = None if self.levels is None else gathered(self.levels.detach())
+        columns = (gathered(self.logits.detach()), gathered(self.labels), gathered(self.weights))
+        return Rows(*columns, groups, levels)
+
+    def alike(self) -> Rows:
+        """The rows with weight 1 where they count at all."""
+        seen = (self.weights > 0).to(self.weights.dtype)
+        return Rows(self.logits, self.labels, seen, self.groups, self.levels)
 
 
 def world_size() -> int:
@@ -61,8 +66,24 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def gathered(values: Tensor) -> Tensor:
+    """The rows (B, ...) of all ranks, (A, ...), in the order of the ranks.
+
+    Collective: every rank calls it with the same shape and type.
+    """
+    if world_size() == 1:
+        return values
+    every = values.new_empty(world_size() * len(values), *values.shape[1:])
+    dist.all_gather_into_tensor(every, values.contiguous())
+    return every
+
+
 def pair_loss(
-    rows: Rows, reduction: Reduction = "pair_mean", *, is_weighted: bool = True
+    rows: Rows,
+    reduction: Reduction = "pair_mean",
+    *,
+    is_weighted: bool = True,
+    every: Rows | None = None,
 ) -> Tensor:
     """RankNet: the mean of `softplus(z_j - z_i)` over positives i and negatives j.
 
@@ -75,52 +96,119 @@ def pair_loss(
         rows: this rank's rows.
         reduction: "pair_mean" over pairs; "group_mean" over groups of their means over pairs.
         is_weighted: a pair counts w_i w_j; else 1 where both count at all.
+        every: the rows of all ranks, where they are at hand; they are gathered if not.
     """
+    every = rows.of_all_ranks() if every is None else every
     if not is_weighted:
-        seen = (rows.weights > 0).to(rows.weights.dtype)
-        rows = Rows(rows.logits, rows.labels, seen, rows.groups)
-    loss: Tensor = _PairLoss.apply(rows.logits, rows, rows.of_all_ranks(), reduction)  # type: ignore[no-untyped-call]
+        rows, every = rows.alike(), every.alike()
+    loss: Tensor = _PairLoss.apply(rows.logits, rows, every, reduction)  # type: ignore[no-untyped-call]
     return loss
 
 
-def list_loss(rows: Rows) -> Tensor:
+def list_loss(rows: Rows, every: Rows | None = None) -> Tensor:
     """`-mean over positives i of log softmax(z)_i`, the softmax over the whole batch.
 
     Its best score is the logarithm of the probability, so it pulls a cross entropy off calibration.
 
-    Collective: every rank calls it.
+    Collective: every rank calls it; `every` as for `pair_loss`.
     """
-    return _over_all(rows, lambda logits: logits)
+    return _over_all(rows, every, lambda logits: logits)
 
 
-def rcr_loss(rows: Rows) -> Tensor:
+def rcr_loss(rows: Rows, every: Rows | None = None) -> Tensor:
     """`-mean over positives i of log(s(z_i) / sum_k s(z_k))`, s the logistic function.
 
     Regression-compatible ranking: its best score is the probability, as a cross entropy's.
 
-    Collective: every rank calls it.
+    Collective: every rank calls it; `every` as for `pair_loss`.
     """
-    return _over_all(rows, F.logsigmoid)
+    return _over_all(rows, every, F.logsigmoid)
 
 
-def _over_all(rows: Rows, score: Any) -> Tensor:
+def generative_loss(
+    rows: Rows, every: Rows | None = None, *, excludes_same_label: bool = False
+) -> Tensor:
+    """`-mean over rows i of log(e^(z_i of its label) / sum_k e^(z_k of i's label))`.
+
+    A row has two logits: its level z0, and z1 = logit + level. The sum runs over the context of i:
+    all rows, or those of its group. Linear in the batch.
+
+    Source: Sheng et al., "Joint Optimization of Ranking and Calibration with Contextualized Hybrid
+    Model", KDD 2023, the generative half of JRC.
+
+    Collective: every rank calls it; `every` as for `pair_loss`.
+
+    Args:
+        rows: this rank's rows, with levels.
+        every: the rows of all ranks.
+        excludes_same_label: of the rows with i's label only i itself is in the sum.
+    """
+    every = rows.of_all_ranks() if every is None else every
+    assert rows.levels is not None
+    assert every.levels is not None
+    levels = _own_in_place(rows.levels, every.levels)
+    first = _own_in_place(rows.logits, every.logits) + levels
+    counts, positive = every.weights > 0, every.labels > 0.5
+    chosen = torch.where(positive, first, levels)
+    segments = _segments(every.groups, len(first), first.device)
+    contexts = []
+    for scores, has_label in ((levels, ~positive), (first, positive)):
+        inside = counts & ~has_label if excludes_same_label else counts
+        contexts.append(_log_sums(scores, inside, segments))
+    context = torch.where(positive, contexts[1], contexts[0])
+    if excludes_same_label:
+        context = torch.logaddexp(chosen, context)
+    total = every.weights.sum()
+    losses = torch.where(counts, context - chosen, 0)
+    loss = (every.weights * losses).sum() / torch.where(total > 0, total, 1)
+    return _per_rank(loss)
+
+
+def _over_all(rows: Rows, every: Rows | None, score: Any) -> Tensor:
     """A list loss on `score` of the logits, differentiated with respect to this rank's rows."""
-    every, ranks = rows.of_all_ranks(), world_size()
-    logits = every.logits.clone()
-    if ranks > 1:
-        first = dist.get_rank() * len(rows.logits)
-        logits = torch.cat([logits[:first], rows.logits, logits[first + len(rows.logits) :]])
-    else:
-        logits = rows.logits
-    scores = score(logits)
+    every = rows.of_all_ranks() if every is None else every
+    scores = score(_own_in_place(rows.logits, every.logits))
     counts = every.weights > 0
     positive = every.weights * (every.labels > 0.5)
     total = positive.sum()
     of_all = torch.logsumexp(torch.where(counts, scores, -torch.inf), 0)
     # Without a row that counts the sum is empty, and without a positive nothing is asked of it.
     of_all = torch.where(total > 0, of_all, 0)
-    loss = (positive * (of_all - scores)).sum() / torch.where(total > 0, total, 1)
+    return _per_rank((positive * (of_all - scores)).sum() / torch.where(total > 0, total, 1))
+
+
+def _own_in_place(own: Tensor, every: Tensor) -> Tensor:
+    """The values of all ranks, this rank's own with their gradient."""
+    if world_size() == 1:
+        return own
+    first = dist.get_rank() * len(own)
+    return torch.cat([every[:first], own, every[first + len(own) :]])
+
+
+def _per_rank(loss: Tensor) -> Tensor:
+    """The loss of all rows, with W times its gradient: gradients are averaged over the ranks."""
+    ranks = world_size()
     return ranks * loss - (ranks - 1) * loss.detach()
+
+
+def _segments(groups: Tensor | None, num_rows: int, device: torch.device) -> Tensor:
+    """(A,) a number below A for each row, the same for rows of one group; nothing waits for a device."""
+    if groups is None:
+        return torch.zeros(num_rows, dtype=torch.int64, device=device)
+    ordered, order = torch.sort(groups)
+    is_new = torch.zeros_like(ordered)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter_(0, order, is_new.cumsum(0))
+
+
+def _log_sums(scores: Tensor, inside: Tensor, segments: Tensor) -> Tensor:
+    """(A,) for each row `log sum exp` of the scores `inside` its segment; -inf where none is."""
+    kept = torch.where(inside, scores, -torch.inf)
+    most = torch.full_like(kept, -torch.inf).scatter_reduce(0, segments, kept.detach(), "amax")
+    most = torch.where(most.isfinite(), most, 0)
+    sums = torch.zeros_like(kept).index_add(0, segments, torch.exp(kept - most[segments]))
+    found = torch.log(torch.where(sums > 0, sums, 1)) + most
+    return torch.where(sums > 0, found, -torch.inf)[segments]
 
 
 class _PairLoss(torch.autograd.Function):
@@ -201,9 +289,3 @@ def _sum(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
-
-
-def _gathered(values: Tensor) -> Tensor:
-    every = values.new_empty(world_size() * len(values))
-    dist.all_gather_into_tensor(every, values.contiguous())
-    return every

@@ -68,7 +68,7 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         num_sparse=len(spec.fields),
         num_dense=len(recipe.features.dense),
         set_dims=tuple(each.dim for each in sets),
-        num_tasks=len(recipe.tasks),
+        num_tasks=recipe.num_logits,
         set_fields=tuple(len(spec.fields_of(each)) for each in sets),
         set_names=tuple((*spec.fields_of(each), *recipe.features.dense) for each in sets),
     )

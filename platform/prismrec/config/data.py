@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from prismrec.config.objectives import Jrc, LossSection, loss_of
 from prismrec.config.section import Section
 
 
@@ -127,17 +128,31 @@ class Task(Section):
     """Label column, 0 or 1; null means that the row has no label for this task."""
     valid: str | None = None
     """Column that is 1 where the row belongs to the task's sample space (as clicks do for conversion)."""
-    loss: str = Field(default="bce", pattern=r"^bce$|^[\w.]+:\w+$")
-    """`bce`, or `package.module:function` from logits and labels to the loss of each row."""
+    loss: str | LossSection = "bce"
+    """`bce`, `package.module:function` from logits and labels to the loss of each row, or
+    `{name = ..., ...}` of those below."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of the task's loss in the total."""
+    pos_weight: float = Field(default=1.0, gt=0)
+    """Weight of the positives in training; logits are put right for it everywhere else."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of negatives kept in training; logits are put right for it everywhere else."""
 
+    @field_validator("loss", mode="plain")
+    @classmethod
+    def _loss(cls, value: Any) -> str | LossSection:
+        return loss_of(value)
+
+    @property
+    def has_level(self) -> bool:
+        """Whether the model gives a second logit for the task, which is taken off the first."""
+        return isinstance(self.loss, Jrc)
+
     @property
     def logit_offset(self) -> float:
-        """What to add to a trained logit to undo the down-sampling of negatives: ln r.
+        """What to add to a trained logit to undo the sampling and weighting: ln r - ln w.
 
-        Keeping a share r of the negatives makes the odds in training 1/r times the true odds.
+        Keeping a share r of the negatives makes the odds in training 1/r times the true odds, and
+        positives of weight w make them w times those.
         """
-        return math.log(self.negative_rate)
+        return math.log(self.negative_rate) - math.log(self.pos_weight)

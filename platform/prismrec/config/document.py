@@ -108,9 +108,12 @@ def _page_section(path: str, section: type[Section], title: str) -> Iterator[str
         for below in sections_in(field.annotation):
             if below is not Section:  # the model's own sections follow by name
                 heading = f"`[[{inner}]]`" if origin is tuple else f"`[{inner}]`"
-                kind = below.model_fields.get("kind")
-                if kind is not None:
-                    heading += f" with `kind = {_type_of(kind.annotation).strip('`')}`"
+                for tag in ("kind", "name"):
+                    kind = below.model_fields.get(tag)
+                    if kind is not None and get_origin(kind.annotation) is Literal:
+                        words = _type_of(kind.annotation).strip("`")
+                        if len(get_args(kind.annotation)) == 1:
+                            heading += f" with `{tag} = {words}`"
                 yield from _page_section(inner, below, heading)
 
 

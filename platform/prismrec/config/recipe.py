@@ -22,6 +22,7 @@ from prismrec.config.ids import ManagedIds
 from prismrec.config.managed import managed_problems
 from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.models.interactions import part_problems
+from prismrec.config.objectives import objective_problems
 from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
 from prismrec.config.sets import linear_set, set_problems
@@ -99,6 +100,7 @@ class Recipe(Section):
             *_rank_problems(self),
             *_column_problems(self),
             *_part_problems(self),
+            *objective_problems([task.loss for task in self.tasks], self.features.group),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -108,6 +110,11 @@ class Recipe(Section):
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the logits' columns."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def num_logits(self) -> int:
+        """Columns that the model gives: a logit per task, then the levels of tasks that have one."""
+        return len(self.tasks) + sum(task.has_level for task in self.tasks)
 
     @property
     def registered_name(self) -> str | None:
@@ -182,7 +189,7 @@ def _set_problems(recipe: Recipe) -> Iterator[str]:
     if not getattr(model, "reads_sets", True):
         return _unread_sets(recipe.embedding, getattr(model, "name", ""))
     has_linear = getattr(model, "has_first_order", False)
-    linear = linear_set(len(recipe.tasks)) if has_linear else None
+    linear = linear_set(recipe.num_logits) if has_linear else None
     given = (recipe.embedding, recipe.features.sparse, linear)
     return chain(set_problems(*given), placement_problems(*given))
 

@@ -25,6 +25,7 @@ from prismrec.data.encode.tables import encoders_of
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import Inputs, build_model, fields_of, spec_of
+from prismrec.models.objectives import build_decoder
 from prismrec.serving import columns as raw
 from prismrec.serving.bundle import (
     Manifest,
@@ -73,6 +74,7 @@ class InferenceModel:
         self.unknown_ids: Counter[str] = Counter()
         self._lookup = lookup
         self._head = head
+        self._decoder = build_decoder(self.recipe)
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
         self._encoders = encoders
         self._lock = threading.Lock()
@@ -122,9 +124,10 @@ class InferenceModel:
             features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
             sets = self._lookup(features)
             dense = self._dense(arrays, len(features[0].lengths))
-            linear = sets.pop()[:, :, : len(self.tasks)] if self._has_linear else None
-            logits, _ = self._head(Inputs(sets, linear, dense))
-            return logits.float() + self.logit_offsets  # type: ignore[no-any-return]
+            linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
+            given, _ = self._head(Inputs(sets, linear, dense))
+            logits, _ = self._decoder(given.float())
+            return logits + self.logit_offsets  # type: ignore[no-any-return]
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""

@@ -74,8 +74,8 @@ def predict_batch(sharded: ShardedModel, batch: Batch) -> Tensor:
     Collective: every rank calls it with a batch of the same number of rows.
     """
     with torch.no_grad():
-        _, (_, _, logits) = sharded.dmp(batch)
-    return logits  # type: ignore[no-any-return]
+        _, output = sharded.dmp(batch)
+    return output.logits  # type: ignore[no-any-return]
 
 
 class Evaluator:

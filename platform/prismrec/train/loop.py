@@ -111,7 +111,8 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     evaluator = Evaluator(recipe, sharded, splits.frequency())
     _record_start(session, sharded, state, precision, total_steps)
 
-    meter, pipeline = Meter(recipe, ranks, total_steps), Pipeline(sharded)
+    meter = Meter(recipe, sharded.leaf.objective, ranks, total_steps)
+    pipeline = Pipeline(sharded)
     stop, stopped = StopRequest(session.stop_files(), ranks), ""
     with signals_ask(session.stop_files()[1]), Feed(splits, state, total_steps) as feed:
         while state.step < total_steps and not state.stopped_early:

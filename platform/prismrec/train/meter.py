@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from prismrec.config import Recipe
+from prismrec.models.objectives import Objective
 from prismrec.train.model import Output
 from prismrec.train.process_group import Ranks
 
@@ -18,12 +19,17 @@ class Meter:
 
     Args:
         recipe: for task names and cadence.
+        objective: for the parts of the losses.
         ranks: losses are averaged over them.
         total_steps: the last step is always read out.
     """
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int) -> None:
-        self._names = ["loss", *(f"{task}/loss" for task in recipe.task_names)]
+    def __init__(
+        self, recipe: Recipe, objective: Objective, ranks: Ranks, total_steps: int
+    ) -> None:
+        tasks = recipe.task_names
+        parts = [f"{tasks[task]}/{part}" for task, part in objective.parts]
+        self._names = ["loss", *(f"{task}/loss" for task in tasks), *parts]
         self._every = recipe.train.log_every
         self._ranks = ranks
         self._total_steps = total_steps
@@ -35,8 +41,8 @@ class Meter:
 
     def add(self, output: Output, rows: int, waited_s: float) -> None:
         """Take one step: its output, the rows of all ranks and the seconds spent on data."""
-        loss, per_task, _ = output
-        self._sums += torch.cat([loss.reshape(1), per_task])
+        losses = output.losses
+        self._sums += torch.cat([output.loss.reshape(1), losses.per_task, losses.parts])
         self._rows += rows
         self._lap_rows += rows
         self._lap_steps += 1

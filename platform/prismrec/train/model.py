@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,28 @@ from prismrec.embeddings.collection import SetViews, build_collection, side_by_s
 from prismrec.embeddings.managed.modules import build_managed
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import Inputs, build_model, fields_of
-from prismrec.models.objectives import Objective, row_loss
+from prismrec.models.objectives import (
+    Decoder,
+    Losses,
+    Objective,
+    Targets,
+    build_decoder,
+    build_objective,
+)
 
-Output = tuple[Tensor, Tensor, Tensor]
-"""Loss (scalar, this rank's share), loss of each task (T,), logits (B, T), all detached."""
+
+class Output(NamedTuple):
+    """What a step reports, all detached.
+
+    Args:
+        loss: a scalar, this rank's share.
+        losses: what it is made of.
+        logits: (B, T).
+    """
+
+    loss: Tensor
+    losses: Losses
+    logits: Tensor
 
 
 class Ranker(nn.Module):
@@ -34,15 +53,15 @@ class Ranker(nn.Module):
         self.views = SetViews(spec)
         self.model = model
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
-        self._num_tasks = len(recipe.tasks)
+        self._num_logits = recipe.num_logits
         self._has_domain = recipe.features.domain is not None
 
     def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, T) and the auxiliary losses by name."""
+        """The model's columns (B, T + J), see `Decoder`, and the auxiliary losses by name."""
         sets = self.views(pooled)
         if sets[0].dtype != torch.float32:
             sets = [each.float() for each in sets]
-        linear = sets.pop()[:, :, : self._num_tasks] if self._has_linear else None
+        linear = sets.pop()[:, :, : self._num_logits] if self._has_linear else None
         domain = batch.domain if self._has_domain else None
         inputs = Inputs(sets, linear, batch.dense, domain)
         return self.model(inputs)  # type: ignore[no-any-return]
@@ -52,14 +71,18 @@ class Leaf(nn.Module):
     """Everything after the lookup, opaque to tracing: views, model, loss.
 
     Args:
-        ranker: from pooled embeddings to logits.
+        ranker: from pooled embeddings to the model's columns.
+        decoder: from these to a logit per task.
         objective: from logits and labels to the loss.
         is_bf16: run the ranking model under bfloat16 autocast.
     """
 
-    def __init__(self, ranker: Ranker, objective: Objective, is_bf16: bool) -> None:
+    def __init__(
+        self, ranker: Ranker, decoder: Decoder, objective: Objective, is_bf16: bool
+    ) -> None:
         super().__init__()
         self.ranker = ranker
+        self.decoder = decoder
         self.objective = objective
         self.is_bf16 = is_bf16
 
@@ -73,12 +96,13 @@ class Leaf(nn.Module):
             batch: everything else of the rows.
         """
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.is_bf16):
-            logits, auxiliary = self.ranker(side_by_side(pooled), batch)
-        logits = logits.float()
-        total, per_task = self.objective(logits, batch.labels, batch.valid, batch.weights)
+            columns, auxiliary = self.ranker(side_by_side(pooled), batch)
+        logits, levels = self.decoder(columns.float())
+        targets = Targets(batch.labels, batch.valid, batch.weights, batch.group, batch.domain)
+        total, losses = self.objective(logits, targets, levels)
         for loss in auxiliary.values():
             total = total + loss.float()
-        return total, (total.detach(), per_task.detach(), logits.detach())
+        return total, Output(total.detach(), losses, logits.detach())
 
 
 class TrainModel(nn.Module):
@@ -128,9 +152,8 @@ def build_train_model(
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.model, fields_of(recipe, spec))
     ranker = Ranker(spec, model, recipe).to(device)
-    losses = [row_loss(f"tasks[{t}].loss", task.loss) for t, task in enumerate(recipe.tasks)]
-    objective = Objective(losses, [task.weight for task in recipe.tasks]).to(device)
-    leaf = Leaf(ranker, objective, is_bf16)
+    objective = build_objective(recipe).to(device)
+    leaf = Leaf(ranker, build_decoder(recipe).to(device), objective, is_bf16)
     meta = torch.device("meta")
     has_fixed = any(not table.is_managed for table in spec.tables)
     tables = build_collection(spec, meta) if has_fixed else None

@@ -41,7 +41,8 @@ def test_toml_shows_defaults_and_what_is_not_set() -> None:
     assert "# steps is not set" in lines
     assert "hidden = [8, 4]" in lines
     task = (
-        '  { name = "click", label = "is_click", loss = "bce", weight = 1.0, negative_rate = 1.0 },'
+        '  { name = "click", label = "is_click", loss = "bce", weight = 1.0, pos_weight = 1.0, '
+        "negative_rate = 1.0 },"
     )
     assert lines[lines.index("tasks = [") + 1] == task
 

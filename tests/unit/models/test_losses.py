@@ -2,6 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prismrec.config import UserError
+from prismrec.models.objectives import (
+    Objective,
+    Targets,
+    TaskLoss,
+    binary_cross_entropy,
+    task_loss,
+)
 from tests.helpers.losses import global_mean_bce
 
 ONE = torch.ones(1)
@@ -72,30 +80,25 @@ def half_square(logits, labels):
 
 
 def test_tasks_may_have_losses_of_their_own():
-    from prismrec.models.objectives import Objective, binary_cross_entropy
-
-    losses = [binary_cross_entropy, binary_cross_entropy, half_square]
-    objective = Objective(losses, [1.0, 1.0, 2.0])
+    objective = Objective([TaskLoss(), TaskLoss(), TaskLoss(half_square)], [1.0, 1.0, 2.0])
     logits = torch.tensor([[0.0, 2.0, 3.0], [0.0, -1.0, 0.5]])
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     ones = torch.ones(2, 3)
-    total, per_task = objective(logits, labels, ones, ones)
+    total, losses = objective(logits, Targets(labels, ones, ones))
+    per_task = losses.per_task
     expected = [0.6931472, (2.1269280 + 1.3132617) / 2, (2.0 + 0.125) / 2]
     assert per_task.tolist() == pytest.approx(expected, abs=1e-6)
     assert total.item() == pytest.approx(expected[0] + expected[1] + 2 * expected[2], abs=1e-6)
 
 
 def test_a_loss_is_found_by_name(tmp_path, monkeypatch):
-    from prismrec.config import UserError
-    from prismrec.models.objectives import binary_cross_entropy, row_loss
-
     (tmp_path / "team_losses.py").write_text(
         "def hinge(z, y):\n    return (1 - z * y).clamp(min=0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert row_loss("tasks[0].loss", "bce") is binary_cross_entropy
-    assert row_loss("tasks[0].loss", "team_losses:hinge")(torch.zeros(1), torch.ones(1)) == 1
+    assert task_loss("tasks[0].loss", "bce") == TaskLoss(binary_cross_entropy)
+    assert task_loss("tasks[0].loss", "team_losses:hinge").row(torch.zeros(1), torch.ones(1)) == 1
     with pytest.raises(
         UserError, match=r"tasks\[0\].loss: 'team_losses' has no function 'hing'; did"
     ):
-        row_loss("tasks[0].loss", "team_losses:hing")
+        task_loss("tasks[0].loss", "team_losses:hing")

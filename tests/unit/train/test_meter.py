@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prismrec.models.objectives import Losses, build_objective
 from prismrec.train import meter as meter_module
 from prismrec.train.meter import Meter
 from prismrec.train.model import Output
@@ -32,11 +33,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def new_meter(every: int = 2, total_steps: int = 5) -> Meter:
     recipe = make_recipe(Path("nowhere"), f"train.log_every={every}")
-    return Meter(recipe, Ranks(0, 1, 0, 1, torch.device("cpu")), total_steps)
+    ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    return Meter(recipe, build_objective(recipe), ranks, total_steps)
 
 
 def output(loss: float, click: float, buy: float) -> Output:
-    return torch.tensor(loss), torch.tensor([click, buy]), torch.zeros(4, 2)
+    losses = Losses(torch.tensor([click, buy]), torch.empty(0), torch.ones(4, 2))
+    return Output(torch.tensor(loss), losses, torch.zeros(4, 2))
 
 
 def test_a_reading_is_the_mean_since_the_one_before(clock: Clock) -> None:

@@ -1,0 +1,62 @@
+"""From the tasks of a recipe to their objective and decoder."""
+
+from __future__ import annotations
+
+from prismrec.config import Recipe
+from prismrec.config.external import import_function
+from prismrec.config.objectives import BceList, BceRankNet, BceRcr, LossSection
+from prismrec.config.objectives import Focal as FocalSection
+from prismrec.models.objectives.decoder import Decoder
+from prismrec.models.objectives.losses import (
+    Focal,
+    Generative,
+    ListNet,
+    RankNet,
+    Rcr,
+    TaskLoss,
+)
+from prismrec.models.objectives.objective import Objective
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The objective of a recipe's tasks.
+
+    Raises:
+        UserError: a task names a loss of another package that is not there.
+    """
+    tasks = recipe.tasks
+    return Objective(
+        [task_loss(f"tasks[{index}].loss", task.loss) for index, task in enumerate(tasks)],
+        [task.weight for task in tasks],
+        [task.pos_weight for task in tasks],
+    )
+
+
+def build_decoder(recipe: Recipe) -> Decoder:
+    """What turns the columns of a recipe's model into a logit per task."""
+    return Decoder([task.has_level for task in recipe.tasks])
+
+
+def task_loss(key: str, loss: str | LossSection) -> TaskLoss:
+    """The loss that a recipe names.
+
+    Args:
+        key: what it is called in errors, such as `tasks[0].loss`.
+        loss: `bce`, `package.module:function`, or a section.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    if isinstance(loss, str):
+        return TaskLoss() if loss == "bce" else TaskLoss(import_function(key, loss))
+    if isinstance(loss, FocalSection):
+        return TaskLoss(Focal(loss.gamma, loss.alpha))
+    if isinstance(loss, BceRankNet):
+        pairs = RankNet(loss.reduction, loss.weighted)
+        return TaskLoss(of_batch=pairs, alpha=loss.alpha, is_grouped=loss.group)
+    if isinstance(loss, BceList):
+        return TaskLoss(of_batch=ListNet(), alpha=loss.alpha)
+    if isinstance(loss, BceRcr):
+        return TaskLoss(of_batch=Rcr(), alpha=loss.alpha)
+    generative = Generative(loss.exclude_same_label)
+    return TaskLoss(of_batch=generative, alpha=loss.alpha, is_grouped=loss.group, has_level=True)
