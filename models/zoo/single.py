@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prismrec.config import UserError
-from prismrec.config.models.single import DCN, DNN, FM, LR, DCNv2, DeepFM, Interaction, WideDeep
+from prismrec.config.models.base import Deep
+from prismrec.config.models.interactions import (
+    AnyInteraction,
+    CINKind,
+    CrossKind,
+    CrossV2Kind,
+    FFMKind,
+    FlatKind,
+    FmFMKind,
+    FMKind,
+    FvFMKind,
+    FwFMKind,
+    GwPFMKind,
+    IPNNKind,
+    LayeredKind,
+)
+from prismrec.config.models.single import (
+    DCN,
+    DNN,
+    IPNN,
+    LR,
+    DCNv2,
+    DeepFM,
+    Interaction,
+    Layered,
+    Pairwise,
+    WideDeep,
+    XDeepFM,
+)
 from prismrec.models.experts import ExpertSpec
 from prismrec.models.inputs import Fields
-from prismrec.models.interactions import (
-    CrossV1Spec,
-    CrossV2Spec,
-    DNNSpec,
-    ExternalSpec,
-    FlatSpec,
-    FMSpec,
-    InteractionSpec,
-)
-from prismrec.models.layers import MLPSpec
+from prismrec.models.interactions import DNNSpec, ExternalSpec, FMSpec, InteractionSpec
+from prismrec.models.layers import IDENTITY, MLPSpec
 from prismrec.models.mixture import BranchSpec, Composition, Merge
+from prismrec.models.zoo.interactions import interaction_spec
 
 Builder = Callable[[Any, Fields], Composition]
 
@@ -29,101 +50,171 @@ def _lr(section: LR, fields: Fields) -> Composition:
     return Composition((), wide=True)
 
 
-def _fm(section: FM, fields: Fields) -> Composition:
-    """`LR + sum bi(X)`; with several sets each `bi` passes a non-linear projection first.
+def _pairwise(section: Pairwise, fields: Fields) -> Composition:
+    """`LR + sum u(X)`, u the products of all pairs by one of the FM's kind.
 
-    Without that non-linearity the sum over sets would be one wider FM.
+    With several sets each u passes a non-linear projection first: without it the sum over sets
+    would be one wider model.
     """
-    for index, (count, _) in enumerate(fields.set_shapes):
-        if count < 2:
-            raise UserError(
-                f"model.name: 'fm' multiplies pairs of fields, and embedding set {index} has a "
-                "single one, so that its vectors would never move; let the set cover more "
-                "features, or use 'wide_deep' or 'deepfm'"
-            )
+    products = _per_set(_PAIRS[section.name](section), fields)
     projection = MLPSpec((section.projection,), norm="layer")
-    return Composition((_fm_branch(section.merge, projection, fields),), wide=True)
+    return Composition((_sum_branch(products, section.merge, projection),), wide=True)
+
+
+_PAIRS: dict[str, Callable[[Any], AnyInteraction]] = {
+    "fm": lambda section: FMKind(),
+    "ffm": lambda section: FFMKind(),
+    "fwfm": lambda section: FwFMKind(),
+    "fvfm": lambda section: FvFMKind(),
+    "fmfm": lambda section: FmFMKind(),
+    "gwpfm": lambda section: GwPFMKind(kind="gwpfm", parts=section.parts, groups=section.groups),
+}
 
 
 def _dnn(section: DNN, fields: Fields) -> Composition:
     """`Linear(MLP(x))`."""
-    return Composition((_deep_branch(section, FlatSpec(), fields),))
+    return Composition((_deep_branch(section, _per_set(FlatKind(), fields)),))
 
 
 def _wide_deep(section: WideDeep, fields: Fields) -> Composition:
     """`LR + Linear(MLP(x))`."""
-    return Composition((_deep_branch(section, FlatSpec(), fields),), wide=True)
+    return Composition((_deep_branch(section, _per_set(FlatKind(), fields)),), wide=True)
 
 
 def _deepfm(section: DeepFM, fields: Fields) -> Composition:
     """`LR + sum bi(X) + Linear(MLP(x))`; with several sets each path is merged by itself."""
-    deep = _deep_branch(section, FlatSpec(), fields)
-    projection = MLPSpec(section.hidden[:1], section.dropout, section.norm)
-    return Composition((_fm_branch(section.merge, projection, fields), deep), wide=True)
+    deep = _deep_branch(section, _per_set(FlatKind(), fields))
+    # A set of one field has no pairs, but the DNN moves its vectors.
+    products = [FMSpec()] * _count_sets(fields)
+    return Composition((_sum_branch(products, section.merge, _first(section)), deep), wide=True)
+
+
+def _ipnn(section: IPNN, fields: Fields) -> Composition:
+    """`Linear(MLP([x; <e_i, e_j>]))`."""
+    products = IPNNKind(include_fields=section.include_fields)
+    return Composition((_deep_branch(section, _per_set(products, fields)),))
+
+
+def _xdeepfm(section: XDeepFM, fields: Fields) -> Composition:
+    """`LR + Linear(CIN(X)) + Linear(MLP(x))`; with several sets each path is merged by itself.
+
+    Maps behind a ReLU meet as they are; those without one pass a non-linear projection first.
+    """
+    maps = _per_set(CINKind(maps=section.maps, activation=section.activation), fields)
+    deep = _deep_branch(section, _per_set(FlatKind(), fields))
+    has_own = len(maps) == 1 or section.activation == "relu"
+    cin = _branch(maps, IDENTITY if has_own else _first(section), section.merge, IDENTITY)
+    return Composition((cin, deep), wide=True)
 
 
 def _dcn(section: DCN, fields: Fields) -> Composition:
     """`Linear([x_L; MLP(x)])` with a weight vector per cross layer."""
-    cross = CrossV1Spec(section.num_cross_layers)
-    return Composition((_parallel_branch(section, cross, fields),))
+    cross = _per_set(CrossKind(num_layers=section.num_cross_layers), fields)
+    return Composition((_parallel_branch(section, cross),))
 
 
 def _dcnv2(section: DCNv2, fields: Fields) -> Composition:
     """`Linear([x_L; MLP(x)])` or `Linear(MLP(x_L))` with a weight matrix per cross layer."""
-    cross = CrossV2Spec(section.num_cross_layers, section.cross_rank)
+    cross = CrossV2Kind(num_layers=section.num_cross_layers, rank=section.cross_rank)
     build = _deep_branch if section.structure == "stacked" else _parallel_branch
-    return Composition((build(section, cross, fields),))
+    return Composition((build(section, _per_set(cross, fields)),))
+
+
+def _layered(section: Layered, fields: Fields) -> Composition:
+    """`LR + Linear([Z; MLP(x)])`, `LR + Linear(MLP(Z))` or `LR + sum Z`, Z from PFL's family."""
+    layers = LayeredKind(
+        kind=section.name,
+        num_layers=section.num_layers,
+        pairs=section.pairs,
+        reduce="sum" if section.structure == "sum" else "field",
+    )
+    layered = _per_set(layers, fields)
+    if section.structure == "sum":
+        _need_hidden(section, len(layered))
+        return Composition((_sum_branch(layered, section.merge, _first(section)),), wide=True)
+    build = _deep_branch if section.structure == "stacked" else _parallel_branch
+    return Composition((build(section, layered),), wide=True)
 
 
 def _interaction(section: Interaction, fields: Fields) -> Composition:
     """`Linear(MLP(u))`, u from an interaction outside the package."""
     outside = ExternalSpec(section.interaction, tuple(sorted(section.options.items())))
-    return Composition((_deep_branch(section, outside, fields),))
+    return Composition((_deep_branch(section, [outside] * _count_sets(fields)),))
 
 
 SINGLE: dict[str, Builder] = {
     "lr": _lr,
-    "fm": _fm,
+    "fm": _pairwise,
+    "ffm": _pairwise,
+    "fwfm": _pairwise,
+    "fvfm": _pairwise,
+    "fmfm": _pairwise,
+    "gwpfm": _pairwise,
     "dnn": _dnn,
     "wide_deep": _wide_deep,
     "deepfm": _deepfm,
+    "ipnn": _ipnn,
+    "xdeepfm": _xdeepfm,
     "dcn": _dcn,
     "dcnv2": _dcnv2,
+    "wfl": _layered,
+    "dfl": _layered,
+    "pfl": _layered,
+    "pft": _layered,
+    "pfe": _layered,
+    "pfd": _layered,
     "interaction": _interaction,
 }
 """The composition of each model of this module, by its recipe name."""
 
-_Deep = DNN | WideDeep | DeepFM | DCN | DCNv2 | Interaction
+
+def _per_set(section: AnyInteraction, fields: Fields) -> list[InteractionSpec]:
+    """An interaction of one kind on every set."""
+    return [interaction_spec(section, fields, m) for m in range(_count_sets(fields))]
 
 
-def _fm_branch(merge: Merge, projection: MLPSpec, fields: Fields) -> BranchSpec:
-    num_sets = _count_sets(fields)
-    if num_sets == 1:
-        return BranchSpec((ExpertSpec(0, (FMSpec(),)),), tower=None)
-    experts = tuple(ExpertSpec(m, (FMSpec(),), projection) for m in range(num_sets))
-    return BranchSpec(experts, merge)
+def _sum_branch(
+    products: Sequence[InteractionSpec], merge: Merge, projection: MLPSpec
+) -> BranchSpec:
+    """The sum of the one set's products; those of several sets projected before they meet."""
+    if len(products) == 1:
+        return _branch(products, IDENTITY, merge, None)
+    return _branch(products, projection, merge, IDENTITY)
 
 
-def _deep_branch(section: _Deep, interaction: InteractionSpec, fields: Fields) -> BranchSpec:
+def _deep_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> BranchSpec:
     """The first hidden layer belongs to each set, the rest is the tower they share."""
-    num_sets = _count_sets(fields)
-    _need_hidden(section, num_sets)
-    first = MLPSpec(section.hidden[:1], section.dropout, section.norm)
+    _need_hidden(section, len(interactions))
     rest = MLPSpec(section.hidden[1:], section.dropout, section.norm)
-    experts = tuple(ExpertSpec(m, (interaction,), first) for m in range(num_sets))
-    return BranchSpec(experts, section.merge if num_sets > 1 else "concat", rest)
+    return _branch(interactions, _first(section), section.merge, rest)
 
 
-def _parallel_branch(section: _Deep, cross: InteractionSpec, fields: Fields) -> BranchSpec:
-    """Cross network and MLP side by side; with several sets projected before they meet."""
-    num_sets = _count_sets(fields)
+def _parallel_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> BranchSpec:
+    """An interaction and an MLP side by side; with several sets projected before they meet."""
+    num_sets = len(interactions)
     _need_hidden(section, num_sets)
-    both = (cross, DNNSpec(MLPSpec(section.hidden, section.dropout, section.norm)))
-    if num_sets == 1:
-        return BranchSpec((ExpertSpec(0, both),))
-    projected = MLPSpec(section.hidden[-1:], section.dropout, section.norm)
-    experts = tuple(ExpertSpec(m, both, projected) for m in range(num_sets))
-    return BranchSpec(experts, section.merge)
+    deep = DNNSpec(MLPSpec(section.hidden, section.dropout, section.norm))
+    last = MLPSpec(section.hidden[-1:], section.dropout, section.norm)
+    experts = tuple(
+        ExpertSpec(m, (interaction, deep), last if num_sets > 1 else IDENTITY)
+        for m, interaction in enumerate(interactions)
+    )
+    return BranchSpec(experts, section.merge if num_sets > 1 else "concat")
+
+
+def _branch(
+    interactions: Sequence[InteractionSpec],
+    projection: MLPSpec,
+    merge: Merge,
+    tower: MLPSpec | None,
+) -> BranchSpec:
+    """An expert for each set; a single one has nothing to be merged with."""
+    experts = tuple(ExpertSpec(m, (each,), projection) for m, each in enumerate(interactions))
+    return BranchSpec(experts, merge if len(experts) > 1 else "concat", tower)
+
+
+def _first(section: Deep) -> MLPSpec:
+    return MLPSpec(section.hidden[:1], section.dropout, section.norm)
 
 
 def _count_sets(fields: Fields) -> int:
@@ -135,7 +226,7 @@ def _count_sets(fields: Fields) -> int:
     return len(fields.set_dims)
 
 
-def _need_hidden(section: _Deep, num_sets: int) -> None:
+def _need_hidden(section: Deep, num_sets: int) -> None:
     if num_sets > 1 and not section.hidden:
         raise UserError(
             f"model.hidden: {num_sets} embedding sets meet behind a non-linear layer, got no "

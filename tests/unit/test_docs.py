@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import tomllib
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -163,14 +164,22 @@ def _knows(sections: Sequence[type[Section]], key: Sequence[str]) -> bool:
         field = section.model_fields.get(key[0])
         if field is None:
             continue
-        origin = typing.get_origin(field.annotation)
-        rest = key[2:] if origin is dict else key[1:]
+        by_name = _is_by_name(field.annotation)
+        rest = key[2:] if by_name else key[1:]
         inner = _sections(field.annotation)
         if not rest or (inner and _knows(inner, rest)):
             return True
-        if origin is dict and not inner:
+        if by_name and not inner:
             return True
     return False
+
+
+def _is_by_name(annotation: Any) -> bool:
+    """Whether a type is a mapping by names that the user chooses, or may be one."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_by_name(each) for each in inner)
+    return _is_by_name(inner[0]) if origin is typing.Annotated else origin is dict
 
 
 @pytest.mark.parametrize(
@@ -181,6 +190,7 @@ def _knows(sections: Sequence[type[Section]], key: Sequence[str]) -> bool:
         ("embedding.tables.user.row", False),
         ("model.num_cross_layers", True),
         ("model.layers", False),
+        ("model.groups.mine", True),
         ("tasks.weight", True),
         ("train.step", False),
         ("train.steps.more", False),

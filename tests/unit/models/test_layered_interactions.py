@@ -143,6 +143,25 @@ def test_a_layer_more_is_a_power_more(function: str) -> None:
         assert_close(module(3 * X2), 3**power * module(X2), 1e-10)
 
 
+def test_the_gradient_of_a_second_layer_written_out() -> None:
+    X = X2.clone().requires_grad_()
+    weights = drawn((4, 4, 3, 3), 3, 7)
+    second = torch.tensor([0, 1], dtype=torch.float64)
+    layered = _layered("projected", "layer", weights[None], second, num_layers=2)
+    layered(X).sum().backward()
+    assert X.grad is not None
+    assert_close(X.grad[0, 0], [-0.60, 0.02, 0.64], 1e-9)
+
+
+def test_three_layers_are_of_degree_three() -> None:
+    """Along a multiple of the fields the fourth difference is nothing, the third is not."""
+    module = _layered("projected", "direct", MATRICES)
+    S = [module(c * X2) for c in range(5)]
+    third = S[3] - 3 * S[2] + 3 * S[1] - S[0]
+    assert third.abs().max().item() == pytest.approx(0.7366, abs=1e-4)
+    assert_close(S[4] - 4 * S[3] + 6 * S[2] - 4 * S[1] + S[0], torch.zeros(2, 3), 1e-13)
+
+
 def test_fields_and_their_weights_can_be_renumbered_together() -> None:
     order = [2, 0, 3, 1]
     there = MATRICES[:, order][:, :, order]

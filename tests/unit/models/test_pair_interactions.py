@@ -58,6 +58,51 @@ def test_field_matrices() -> None:
     assert_close(found, [[0.044, 0.05, -0.234], [0.089, 0.12, -0.049]])
 
 
+def test_gradients_written_out() -> None:
+    """Of the sum: by every other field through the pair's weights; by V through its partners."""
+    r, d, M = drawn((6,), 2, 3), drawn((6, 3), 4, 0), drawn((6, 3, 3), 7, 4)
+    found = {}
+    for weight in (r, d, M):
+        X = X2.clone().requires_grad_()
+        make = (FieldWeighted, FieldVectorised, FieldMatrixed)[weight.dim() - 1]
+        module = _with(make(4, 3), weight)
+        module(X).sum().backward()
+        found[weight.dim()] = X.grad
+        assert X.grad is not None
+    full = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
+    for weight, matrices in (
+        (1, r[:, None, None] * torch.eye(3)),
+        (2, torch.diag_embed(d)),
+        (3, M),
+    ):
+        for (i, j), matrix in zip(PAIRS, matrices, strict=True):
+            full[i, j], full[j, i] = matrix, matrix.T
+        assert_close(found[weight], torch.einsum("bjl,ijkl->bik", X2, full))
+    assert_close(found[3][0, 0], [0.05, -0.27, -0.37])
+
+
+def test_gradients_of_slots() -> None:
+    V = drawn((2, 4, 2, 3), 3, 2).requires_grad_()
+    r = torch.tensor([[1, 2, -1], [2, 0.5, 3], [-1, 3, 1.5]], dtype=torch.float64)
+    parts, groups = (0, 0, 1, 1), (0, 1, 2, 2)
+    _with(GroupedParts(parts, groups, 6), r)(V.flatten(2)).sum().backward()
+    expected = torch.zeros_like(V)
+    with torch.no_grad():
+        for i in range(4):
+            for j in range(4):
+                if i != j:
+                    expected[:, i, parts[j]] += r[groups[i], groups[j]] * V[:, j, parts[i]]
+    assert V.grad is not None
+    assert_close(V.grad, expected)
+
+    W = drawn((2, 4, 4, 3), 5, 2).requires_grad_()
+    FieldAware(4, 9)(_full_slots(W)).sum().backward()
+    partner = W.detach().transpose(1, 2).clone()
+    partner[:, range(4), range(4)] = 0
+    assert W.grad is not None
+    assert_close(W.grad, partner)
+
+
 def test_the_hierarchy_of_pair_weights() -> None:
     r, d = drawn((6,), 2, 3), drawn((6, 3), 4, 0)
     eye = torch.eye(3, dtype=torch.float64)

@@ -22,8 +22,12 @@ X2 = drawn((2, 4, 3), 3, 1)
 def covering_all(
     num_sparse: int, num_dense: int, set_dims: tuple[int, ...], num_tasks: int
 ) -> Fields:
-    """Shapes of sets that each cover every sparse field."""
-    return Fields(num_sparse, num_dense, set_dims, num_tasks, (num_sparse,) * len(set_dims))
+    """Shapes of sets that each cover every sparse field, `f0`, `f1`, .., numbers `n0`, `n1`, .."""
+    names = [f"f{n}" for n in range(num_sparse)] + [f"n{n}" for n in range(num_dense)]
+    counts = (num_sparse,) * len(set_dims)
+    return Fields(
+        num_sparse, num_dense, set_dims, num_tasks, counts, (tuple(names),) * len(set_dims)
+    )
 
 
 def copy_of(stacked: nn.Module, single: nn.Module, m: int) -> nn.Module:
