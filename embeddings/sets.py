@@ -136,6 +136,7 @@ class EmbeddingSpec:
         allow_coupled_sets: whether packed sets may share one number of optimizer state for a row.
         communication: types on the wire.
         cache_load_factor: share of a cached table's rows that its cache holds.
+        num_domains: domains of rows that the model tells apart, 0 where it reads none.
     """
 
     sets: tuple[EmbeddingSet, ...]
@@ -147,6 +148,7 @@ class EmbeddingSpec:
     allow_coupled_sets: bool = False
     communication: Communication = field(default_factory=Communication)
     cache_load_factor: float = 0.2
+    num_domains: int = 0
 
     def table_of(self, feature: str) -> TableSpec:
         """The table that a feature looks up."""

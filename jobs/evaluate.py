@@ -18,6 +18,7 @@ from torch import Tensor
 from prismrec.checkpoint.directory import find_checkpoint
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import Task
+from prismrec.data.domains import domains_of
 from prismrec.data.lookup import filtered_tables
 from prismrec.data.schema import Kind
 from prismrec.data.source import DataSource, open_data
@@ -103,7 +104,7 @@ def evaluate_model(
         start, done = time.perf_counter(), 0
         for table in split_tables(recipe, source, split, inference.columns):
             if table.num_rows:
-                _update(evaluation, inference, table, data)
+                _update(evaluation, inference, table, source)
             done += table.num_rows
             progress(done, source.num_rows)
         check_not_empty(done, data, split)
@@ -201,17 +202,23 @@ def labelled(table: pa.Table, tasks: Sequence[Task], where: str) -> tuple[Tensor
     return labels, valid
 
 
-def _update(evaluation: Evaluation, inference: InferenceModel, table: pa.Table, where: str) -> None:
+def _update(
+    evaluation: Evaluation, inference: InferenceModel, table: pa.Table, source: DataSource
+) -> None:
     recipe = inference.recipe
-    labels, valid = labelled(table, recipe.tasks, where)
-    group, domain = recipe.features.group, recipe.features.domain
+    labels, valid = labelled(table, recipe.tasks, source.path)
+    slices = {}
+    if recipe.features.domain:
+        domains, ids = domains_of(recipe, source.schema), _keys(table, recipe.features.domain)
+        known = domains.known(ids.numpy(), "row {} of a row group".format) if domains else ids
+        slices["domain"] = torch.as_tensor(known)
     evaluation.update(
         table_logits(inference, table),
         labels,
         valid,
         torch.ones_like(valid),
-        _keys(table, group),
-        {"domain": _keys(table, domain)} if domain else {},
+        _keys(table, recipe.features.group),
+        slices,
     )
 
 

@@ -96,7 +96,7 @@ def read_held_out(path: Path, recipe: Recipe) -> HeldOut:
         )
         for part in PARTS
     }
-    columns = {name: table.column(name).combine_chunks() for name in recipe.features.columns}
+    columns = {name: table.column(name).combine_chunks() for name in recipe.raw_columns}
     return HeldOut(columns, parts["logit"], parts["label"], parts["valid"])
 
 

@@ -1,7 +1,7 @@
 """What a model is given: the shapes when it is built, the tensors when it runs.
 
 Notation: B batch, N sparse fields, N_m those of them that set m covers, D numeric columns, d_m width of
-set m, T tasks.
+set m, T tasks, S domains.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Fields:
         set_fields: number N_m of sparse fields that each set covers, 1 to N.
         set_names: names of the field vectors of each set, in their order; empty where nothing
             asks for a field by its name.
+        num_domains: number S of domains that the model tells apart; 0 where it reads none.
+        sets: names of the embedding sets; empty where nothing asks for a set by its name.
     """
 
     num_sparse: int
@@ -35,6 +37,8 @@ class Fields:
     num_tasks: int
     set_fields: tuple[int, ...]
     set_names: tuple[tuple[str, ...], ...] = ()
+    num_domains: int = 0
+    sets: tuple[str, ...] = ()
 
     def names_of(self, set_index: int) -> tuple[str, ...]:
         """Names of the field vectors of one set.
@@ -68,7 +72,7 @@ class Inputs:
             (B, N_m, d_m); may be strided views.
         linear: first-order weights of the sparse fields, (B, N, T); None where the model has none.
         dense: numeric columns, (B, D); D may be 0.
-        domain: domain (scenario) of each row, (B,) int64; None where the recipe names no domain.
+        domain: domain (scenario) of each row, (B,) int64, 0 to S - 1; None where the model reads none.
     """
 
     sets: list[Tensor]

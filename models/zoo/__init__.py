@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from prismrec.config import Recipe, UserError
 from prismrec.config.external import import_function
 from prismrec.config.models import Custom
 from prismrec.config.section import Section
+from prismrec.data.domains import domains_of
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
 from prismrec.models.inputs import Fields
@@ -51,14 +54,16 @@ def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
     """The sets and tables that a recipe's model needs on a data set.
 
     Raises:
-        UserError: see `embedding_spec`.
+        UserError: see `embedding_spec` and `domains_of`.
     """
-    return embedding_spec(
+    spec = embedding_spec(
         recipe,
         schema,
         needs_sets=needs_sets(recipe.model),
         needs_linear=needs_linear(recipe.model),
     )
+    domains = domains_of(recipe, schema) if recipe.reads_domain else None
+    return replace(spec, num_domains=domains.count) if domains else spec
 
 
 def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
@@ -71,6 +76,8 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         num_tasks=recipe.num_logits,
         set_fields=tuple(len(spec.fields_of(each)) for each in sets),
         set_names=tuple((*spec.fields_of(each), *recipe.features.dense) for each in sets),
+        num_domains=spec.num_domains,
+        sets=tuple(each.name for each in sets),
     )
 
 

@@ -92,6 +92,9 @@ class FeaturesSection(Section):
     """Column whose values are the groups of GAUC (user or request)."""
     domain: str | None = None
     """Column that names the domain (scenario) of a row; metrics are also given by domain."""
+    unknown_domain: int | None = Field(default=None, ge=0)
+    """Domain that rows belong to whose domain is missing or is none of the data set's, wherever a
+    model or a loss tells domains apart; without it such a row ends a run, and a request, with an error."""
     time: str | None = None
     """Column with the time of a row; required by `data.order = "time"`."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prismrec.config.data import DataSection, FeaturesSection, Task
+from prismrec.config.domains import domain_problems
 from prismrec.config.embedding import (
     EmbeddingSection,
     TableOptimizer,
@@ -101,6 +102,7 @@ class Recipe(Section):
             *_column_problems(self),
             *_part_problems(self),
             *objective_problems([task.loss for task in self.tasks], self.features.group),
+            *domain_problems(self.features, needs_domain=self.needs_domain),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -115,6 +117,22 @@ class Recipe(Section):
     def num_logits(self) -> int:
         """Columns that the model gives: a logit per task, then the levels of tasks that have one."""
         return len(self.tasks) + sum(task.has_level for task in self.tasks)
+
+    @property
+    def reads_domain(self) -> bool:
+        """Whether the model tells the domains of rows apart, and so is served with them."""
+        return bool(getattr(self.model, "reads_domain", False))
+
+    @property
+    def needs_domain(self) -> bool:
+        """Whether the model or the loss tells the domains of rows apart."""
+        return self.reads_domain
+
+    @property
+    def raw_columns(self) -> list[str]:
+        """Raw columns that the model is served with, each once."""
+        domain = self.features.domain if self.reads_domain else None
+        return list(dict.fromkeys([*self.features.columns, *([domain] if domain else [])]))
 
     @property
     def registered_name(self) -> str | None:

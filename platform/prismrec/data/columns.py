@@ -10,6 +10,7 @@ import pyarrow as pa
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature, Task
 from prismrec.config.ids import DirectIds
+from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import CodeEncoder
 from prismrec.data.encode.encoders import Encoder
 from prismrec.data.schema import DataSchema
@@ -72,6 +73,8 @@ class ReadColumns:
     domain: str | None
     group: str | None
     time: str | None
+    domains: Domains | None = None
+    """Those that `domain` may name; None where it may name any."""
 
     @property
     def singles(self) -> tuple[IdColumn, ...]:
@@ -137,6 +140,7 @@ def read_columns(
         features.domain,
         features.group,
         features.time,
+        domains_of(recipe, schema),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -64,8 +64,8 @@ class Decoder:
 
         Raises:
             UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
-                match its ids, an id is no row where that is asked for, or rows are not in the
-                order of time that is asked for.
+                match its ids, an id is no row or a domain is none where that is asked for, or rows
+                are not in the order of time that is asked for.
         """
         sampled = any(label.negative_rate < 1 for label in self.columns.labels)
         table = self._table(group, self.columns.names, sampled)
@@ -75,6 +75,8 @@ class Decoder:
         arrays = {name: one_array(table.column(name)) for name in table.column_names}
         ids = [self._single(each, arrays, group) for each in self.columns.singles]
         keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
+        if self.columns.domains is not None:
+            keys[0] = self.columns.domains.known(keys[0], partial(self._where, group))
         dense = [floats(arrays[name]) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]

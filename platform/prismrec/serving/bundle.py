@@ -180,7 +180,7 @@ def _plain(head: nn.Module) -> dict[str, Tensor]:
 
 def _manifest(draft: Path, source: BundleSource, table_type: TableType) -> Manifest:
     recipe, spec = source.recipe, source.spec
-    columns = {name: source.schema.columns[name] for name in recipe.features.columns}
+    columns = {name: source.schema.columns[name] for name in recipe.raw_columns}
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     return Manifest(
         format=FORMAT,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prismrec.config import UserError, nearest
 from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.schema import Kind
+from prismrec.data.values import NO_KEY
 
 _EXACT = 2**53
 """From here on a float no longer tells neighbouring ids apart."""
@@ -142,6 +143,11 @@ def bags(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if pa.types.is_integer(array.type):
         return _filled(array, NULL_ID), np.ones(len(array), dtype=np.int64)
     return _filled(array.flatten(), NULL_ID), np.diff(array.offsets.to_numpy()).astype(np.int64)
+
+
+def keys(array: pa.Array) -> NDArray[np.int64]:
+    """(B,) int64 of an `id` column from `to_arrow`, `NO_KEY` for a missing one."""
+    return _filled(array, NO_KEY)
 
 
 def weights(array: pa.Array, name: str, lengths: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
+from prismrec.data.domains import domains_of
 from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.encoders import Encoder
@@ -68,7 +69,7 @@ class InferenceModel:
         self.recipe: Recipe = manifest.typed_recipe()
         self.tasks: tuple[str, ...] = tuple(manifest.tasks)
         self.columns: dict[str, Kind] = {
-            name: manifest.data_schema.columns[name].kind for name in self.recipe.features.columns
+            name: manifest.data_schema.columns[name].kind for name in self.recipe.raw_columns
         }
         self.logit_offsets: Tensor = torch.tensor(manifest.logit_offsets)
         self.unknown_ids: Counter[str] = Counter()
@@ -77,6 +78,7 @@ class InferenceModel:
         self._decoder = build_decoder(self.recipe)
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
         self._encoders = encoders
+        self._domains = domains_of(self.recipe, manifest.data_schema) if spec.num_domains else None
         self._lock = threading.Lock()
 
     @classmethod
@@ -117,7 +119,8 @@ class InferenceModel:
                 training data; others than the needed ones are ignored.
 
         Raises:
-            UserError: a column is missing, of another type, or of another length.
+            UserError: a column is missing, of another type, or of another length, or a row names
+                no domain that the model tells apart.
         """
         arrays = raw.to_arrow(columns, self.columns)
         with torch.inference_mode():
@@ -125,7 +128,7 @@ class InferenceModel:
             sets = self._lookup(features)
             dense = self._dense(arrays, len(features[0].lengths))
             linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
-            given, _ = self._head(Inputs(sets, linear, dense))
+            given, _ = self._head(Inputs(sets, linear, dense, self._domain(arrays)))
             logits, _ = self._decoder(given.float())
             return logits + self.logit_offsets  # type: ignore[no-any-return]
 
@@ -146,6 +149,13 @@ class InferenceModel:
             weights = torch.from_numpy(of_ids.repeat(encode.rows_per_id))
         counts = torch.from_numpy(lengths * encode.rows_per_id)
         return FeatureRows(torch.from_numpy(rows), counts, weights)
+
+    def _domain(self, arrays: Mapping[str, pa.Array]) -> Tensor | None:
+        """Domain of each row, (B,); None for a model that does not tell them apart."""
+        if self._domains is None:
+            return None
+        ids = raw.keys(arrays[self._domains.column])
+        return torch.from_numpy(self._domains.known(ids, "row {} of the request".format))
 
     def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
         dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)

@@ -62,7 +62,7 @@ def _type(kind: Kind) -> AnyType | Array:
 
 def _columns(manifest: Manifest) -> dict[str, Any]:
     columns = manifest.data_schema.columns
-    return {name: columns[name] for name in manifest.typed_recipe().features.columns}
+    return {name: columns[name] for name in manifest.typed_recipe().raw_columns}
 
 
 def input_example(manifest: Manifest) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def _table(
         places.append(reader.rows_at(0, lane, start, stop))
         kept.append(np.arange(stop - start) + column * width)
     files, groups, rows = (np.concatenate(part) for part in zip(*places, strict=True))
-    table = raw_rows(splits.source, (files, groups, rows), recipe.features.columns)
+    table = raw_rows(splits.source, (files, groups, rows), recipe.raw_columns)
     index = torch.from_numpy(np.concatenate(kept))
     values: dict[str, Any] = {"logit": logits, "label": batch.labels, "valid": batch.valid}
     for part in PARTS:

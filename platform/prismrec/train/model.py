@@ -45,7 +45,7 @@ class Ranker(nn.Module):
     Args:
         spec: the sets and tables.
         model: the ranking model, see `prismrec.models.Inputs`.
-        recipe: for its tasks and whether rows have domains.
+        recipe: for its tasks and whether the model reads domains.
     """
 
     def __init__(self, spec: EmbeddingSpec, model: nn.Module, recipe: Recipe) -> None:
@@ -54,7 +54,7 @@ class Ranker(nn.Module):
         self.model = model
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
         self._num_logits = recipe.num_logits
-        self._has_domain = recipe.features.domain is not None
+        self._reads_domain = recipe.reads_domain
 
     def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's columns (B, T + J), see `Decoder`, and the auxiliary losses by name."""
@@ -62,7 +62,7 @@ class Ranker(nn.Module):
         if sets[0].dtype != torch.float32:
             sets = [each.float() for each in sets]
         linear = sets.pop()[:, :, : self._num_logits] if self._has_linear else None
-        domain = batch.domain if self._has_domain else None
+        domain = batch.domain if self._reads_domain else None
         inputs = Inputs(sets, linear, batch.dense, domain)
         return self.model(inputs)  # type: ignore[no-any-return]
 

@@ -62,9 +62,10 @@ def write_table(directory: Path, rows: pa.Table, **more: Column) -> Path:
 
 
 def recipe(path: Path | str, **data: Any) -> Recipe:
-    """A recipe over a small data set; `features` and `tasks` replace those sections."""
+    """A recipe over a small data set; `features`, `model` and `tasks` replace those sections."""
     features = {"sparse": ["item"], "dense": ["price"], "group": "key", "time": "at"}
     tasks = data.pop("tasks", [{"name": "click", "label": "click"}])
+    model = data.pop("model", {"name": "dcnv2"})
     features |= data.pop("features", {})
     tables = data.pop("tables", {})
     seed = data.pop("seed", 1)
@@ -77,7 +78,7 @@ def recipe(path: Path | str, **data: Any) -> Recipe:
             "data": {"path": str(path), **defaults, **data},
             "features": features,
             "embedding": {"tables": tables},
-            "model": {"name": "dcnv2"},
+            "model": model,
             "tasks": tasks,
             "workers": workers,
         }

@@ -22,6 +22,8 @@ class Custom(Section):
     """`package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the function as they stand."""
+    reads_domain: bool = False
+    """Whether it is given the domain of each row, which `features.domain` then has to name."""
 
 
 BUILT_IN: dict[str, type[Common]] = {**SINGLE}

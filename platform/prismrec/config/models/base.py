@@ -17,6 +17,11 @@ class Common(Section):
     reads_sets: ClassVar[bool] = True
     """Whether the model reads embedding sets."""
 
+    @property
+    def reads_domain(self) -> bool:
+        """Whether the model tells the domains of rows apart, the `domain` input of its `forward`."""
+        return False
+
     merge: Literal["mean", "gate"] = "mean"
     """How the experts of several sets meet: their mean, or a softmax gate per task."""
 

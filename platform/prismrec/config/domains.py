@@ -1,0 +1,26 @@
+"""What a recipe cannot say of the domains of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prismrec.config.data import FeaturesSection
+
+
+def domain_problems(features: FeaturesSection, *, needs_domain: bool) -> Iterator[str]:
+    """Why the domains of the rows do not go with the rest of a recipe.
+
+    Args:
+        features: `[features]`.
+        needs_domain: whether the model or the loss tells domains apart.
+    """
+    if needs_domain and features.domain is None:
+        yield (
+            "features.domain: the model or the loss tells domains apart; name the column that holds "
+            "the domain of a row"
+        )
+    if features.unknown_domain is not None and not needs_domain:
+        yield (
+            "features.unknown_domain: neither the model nor the loss tells domains apart, so no row "
+            "needs another domain; leave it out"
+        )
