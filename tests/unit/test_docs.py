@@ -18,7 +18,7 @@ import typer.main
 
 from prismrec.cli.main import app
 from prismrec.config import Recipe, load
-from prismrec.config.models import BUILT_IN
+from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.section import Section
 from prismrec.data.adapters import ADAPTERS
 from prismrec.data.schema import Kind
@@ -152,7 +152,7 @@ def test_a_command_that_is_none_is_seen() -> None:
 def _sections(annotation: Any) -> list[type[Section]]:
     """Section classes anywhere in a type."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return list(BUILT_IN.values()) if annotation is Section else [annotation]
+        return [*BUILT_IN.values(), Custom] if annotation is Section else [annotation]
     return [each for part in typing.get_args(annotation) for each in _sections(part)]
 
 
