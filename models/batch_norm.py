@@ -2,42 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-class _SumOverRanks(torch.autograd.Function):
-    """Sum of a tensor over ranks; its gradient is the sum of the ranks' gradients.
-
-    Collective: every rank, forward and backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum of a tensor over ranks, with its gradient; the tensor itself where there is one process alone.
-
-    Collective: every rank, forward and backward.
-    """
-    return _SumOverRanks.apply(x) if _has_ranks() else x
-
-
-def _has_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized()
+from prismrec.models.collectives import sum_over_ranks
 
 
 class BatchNorm(nn.Module):
@@ -99,9 +68,9 @@ class BatchNorm(nn.Module):
         centred = x - _row(offset)
         sums = torch.stack([centred.sum(-2), centred.square().sum(-2)])
         rows = x.shape[-2]
-        if _has_ranks():
+        if dist.is_available() and dist.is_initialized():
             rows *= dist.get_world_size()
-            sums = sum_over_ranks(sums)
+        sums = sum_over_ranks(sums)
         shift, square = (sums / rows).unbind()
         variance = (square - shift.square()).clamp_min(0)
         mean = offset + shift

@@ -1,10 +1,12 @@
-"""Experts: interactions on one embedding set, and a projection to a width all experts share.
+"""Experts: interactions on one source, and a projection to a width all experts share.
 
-Notation: B batch, M experts, N fields that a set covers and numeric columns, K width of the set.
+Notation: B batch, M experts, S sources, E experts of a source, N field vectors of a source, K their
+width, H width of an expert's output.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 from prismrec.models.inputs import SetShape
 from prismrec.models.interactions.base import Interaction, InteractionSpec
 from prismrec.models.layers import IDENTITY, MLPSpec
+from prismrec.models.sources import SourcePlan, Take
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSpec:
-    """One expert: `h = MLP([I_1(X); I_2(X); ...])` for the field vectors X of one set.
+    """One expert: `h = MLP([I_1(X); I_2(X); ...])` for the field vectors X of one source.
 
     Args:
-        set_index: position of its embedding set.
+        set_index: position of its embedding set, or of its stream above the first layer.
         interactions: the interactions I, at least one.
         projection: the layers behind them; without layers the vector is used as it is.
     """
@@ -33,39 +36,48 @@ class ExpertSpec:
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Experts of equal structure on sets of equal shape, which run as one stack.
+    """Experts of equal structure on sources of equal shape, which run as one stack.
 
     Args:
-        experts: positions of the experts, ascending.
-        set_indices: the embedding set of each of them.
-        shape: shape of those sets.
+        experts: positions of the experts: those of the first source, then those of the next.
+        set_indices: the sources, each once.
+        shape: shape of those sources.
     """
 
     experts: tuple[int, ...]
     set_indices: tuple[int, ...]
     shape: SetShape
 
+    @property
+    def copies(self) -> int | None:
+        """The `copies` of a module that holds these experts: None for a single one."""
+        return None if len(self.experts) == 1 else len(self.experts)
+
 
 def plan_groups(experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]) -> list[GroupPlan]:
     """Put experts that can be stacked together, in the order of each group's first expert.
 
-    Sets of equal shape may cover different fields: each expert has weights of its own.
+    Sets of equal shape may cover different fields: each expert has weights of its own. Sources
+    share a group if they have equally many experts of a structure in it.
 
     Args:
         experts: the experts.
-        shapes: shape of each embedding set.
+        shapes: shape of each source.
     """
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for position, expert in enumerate(experts):
-        key = (expert.interactions, expert.projection, shapes[expert.set_index])
-        alike.setdefault(key, []).append(position)
+    structures = [(each.interactions, each.projection) for each in experts]
+    sources = [each.set_index for each in experts]
+    counts = Counter(zip(structures, sources, strict=True))
+    alike: dict[tuple[object, ...], dict[int, list[int]]] = {}
+    for position, (structure, source) in enumerate(zip(structures, sources, strict=True)):
+        key = (structure, shapes[source], counts[structure, source])
+        alike.setdefault(key, {}).setdefault(source, []).append(position)
     return [
         GroupPlan(
-            tuple(positions),
-            tuple(experts[position].set_index for position in positions),
-            shapes[experts[positions[0]].set_index],
+            tuple(position for positions in of_source.values() for position in positions),
+            tuple(of_source),
+            shapes[next(iter(of_source))],
         )
-        for positions in alike.values()
+        for of_source in alike.values()
     ]
 
 
@@ -74,7 +86,7 @@ class ExpertGroup(nn.Module):
 
     Args:
         spec: the structure they share.
-        shape: N and K of their sets.
+        shape: N and K of their sources.
         copies: number M of experts, or None for a single one without a leading axis.
 
     Attributes:
@@ -87,11 +99,76 @@ class ExpertGroup(nn.Module):
         built: list[Interaction] = [
             each.build(num_fields, dim, copies) for each in spec.interactions
         ]
+        self.copies = copies
         self.interactions = nn.ModuleList(built)
         self.projection = spec.projection.build(sum(each.out_dim for each in built), copies)
         self.out_dim = self.projection.out_dim
 
     def forward(self, X: Tensor) -> Tensor:
-        """Map ([M,] B, N, K) to ([M,] B, H)."""
-        vectors = [interaction(X) for interaction in self.interactions]
-        return self.projection(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1))
+        """Map X to what the experts found.
+
+        Args:
+            X: (B, N, K) for a single expert. For M of them (S, B, N, K), S a divisor of M: the
+                first M / S experts read the first source, and so on.
+
+        Returns:
+            (B, H), or (M, B, H).
+        """
+        vectors = [self._on(interaction, X) for interaction in self.interactions]
+        if len(vectors) == 1:
+            return self._for_each(self.projection(vectors[0]))
+        return self.projection(torch.cat([self._for_each(each) for each in vectors], -1))
+
+    def _for_each(self, x: Tensor) -> Tensor:
+        """(M, B, H) also of what was found once for all experts, (B, H)."""
+        return x if self.copies is None or x.dim() == 3 else x.expand(self.copies, *x.shape)
+
+    def _on(self, interaction: nn.Module, X: Tensor) -> Tensor:
+        if self.copies is None or len(X) == self.copies:
+            return interaction(X)  # type: ignore[no-any-return]
+        if len(X) == 1 and interaction.shares_input:
+            return interaction(X.squeeze(0))  # type: ignore[no-any-return]
+        each = self.copies // len(X)
+        return interaction(X.unsqueeze(1).expand(-1, each, -1, -1, -1).flatten(0, 1))  # type: ignore[no-any-return]
+
+
+class Experts(nn.Module):
+    """All experts of a layer, in as few stacks as they can be.
+
+    Args:
+        specs: the experts.
+        plan: how their sources are stacked.
+
+    Attributes:
+        plans: which experts run together.
+        order: the experts in the order of the output: group by group.
+        widths: width of the output of each of them, in that order.
+    """
+
+    def __init__(self, specs: Sequence[ExpertSpec], plan: SourcePlan) -> None:
+        super().__init__()
+        self.plans = plan_groups(specs, plan.shapes)
+        groups = [
+            ExpertGroup(specs[each.experts[0]], each.shape, each.copies) for each in self.plans
+        ]
+        self.groups = nn.ModuleList(groups)
+        self.takes = nn.ModuleList(Take(plan, each.set_indices) for each in self.plans)
+        self.order = [expert for each in self.plans for expert in each.experts]
+        self.widths = [
+            group.out_dim
+            for group, each in zip(groups, self.plans, strict=True)
+            for _ in each.experts
+        ]
+
+    def forward(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """Map the stacks of sources to each group's output, (M_g, B, H_g)."""
+        outputs = []
+        for group, take in zip(self.groups, self.takes, strict=True):
+            X = take(stacks)
+            outputs.append(group(X.squeeze(0)).unsqueeze(0) if group.copies is None else group(X))
+        return outputs
+
+    def stacked(self, stacks: Sequence[Tensor]) -> Tensor:
+        """The same of experts of equal width as one (M, B, H), in `order`."""
+        outputs = self(stacks)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

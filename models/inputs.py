@@ -29,6 +29,7 @@ class Fields:
             asks for a field by its name.
         num_domains: number S of domains that the model tells apart; 0 where it reads none.
         sets: names of the embedding sets; empty where nothing asks for a set by its name.
+        tasks: name of the task of each logit; empty where nothing asks for a task by its name.
     """
 
     num_sparse: int
@@ -39,6 +40,7 @@ class Fields:
     set_names: tuple[tuple[str, ...], ...] = ()
     num_domains: int = 0
     sets: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def names_of(self, set_index: int) -> tuple[str, ...]:
         """Names of the field vectors of one set.
@@ -73,12 +75,15 @@ class Inputs:
         linear: first-order weights of the sparse fields, (B, N, T); None where the model has none.
         dense: numeric columns, (B, D); D may be 0.
         domain: domain (scenario) of each row, (B,) int64, 0 to S - 1; None where the model reads none.
+        counted: (B,), 1 for rows that count for some task, 0 for padding and the like; None if all
+            count. Only auxiliary losses ask for it.
     """
 
     sets: list[Tensor]
     linear: Tensor | None
     dense: Tensor
     domain: Tensor | None = None
+    counted: Tensor | None = None
 
 
 register_dataclass(Inputs)

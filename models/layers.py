@@ -78,8 +78,16 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ([M,] B, in) to ([M,] B, out)."""
-        return affine(x, self.weight, self.bias)
+        """Map ([M,] B, in) to ([M,] B, out); one (B, in) is read by all copies."""
+        if self.copies is None or x.dim() == self.weight.dim():
+            return affine(x, self.weight, self.bias)
+        # One product with all copies' rows: the input is read once, and so is its gradient summed.
+        bias = None if self.bias is None else self.bias.flatten()
+        return (
+            affine(x, self.weight.flatten(0, 1), bias)
+            .unflatten(-1, (self.copies, -1))
+            .movedim(-2, 0)
+        )
 
 
 class LayerNorm(nn.Module):
@@ -166,7 +174,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ([M,] B, in) to ([M,] B, out_dim)."""
+        """Map ([M,] B, in) to ([M,] B, out_dim); one (B, in) is read by all copies."""
         for linear, norm in zip(self.linears, self.norms, strict=True):
             x = self.dropout(F.relu(norm(linear(x)), inplace=True))
         return x

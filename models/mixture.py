@@ -1,8 +1,9 @@
 """The one composition every model of the zoo is a point of.
 
-Embedding sets go to experts, the experts of a branch are merged, a tower turns what they found
-into logits, and the logits of all branches add up. Notation: B batch, N sparse fields, N_m those of
-them that set m covers, D numeric columns, d_m width of set m, M experts, T tasks.
+Embedding sets go to experts; the experts of a branch are merged, or weighed by gates for each task;
+towers turn what they found into logits; and the logits of all branches add up. Notation: B batch, N
+sparse fields, N_m those of them that set m covers, D numeric columns, d_m width of set m, M experts,
+T tasks.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prismrec.models.experts import ExpertGroup, ExpertSpec, GroupPlan, plan_groups
-from prismrec.models.gates import SoftmaxGate, mix
-from prismrec.models.inputs import Fields, Inputs, SetShape
-from prismrec.models.interactions import flatten
+from prismrec.models.decorrelation import Decorrelation, DecorrelationSpec
+from prismrec.models.experts import Experts, ExpertSpec, GroupPlan
+from prismrec.models.extraction import Extraction, LayerSpec
+from prismrec.models.inputs import Fields, Inputs
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
+from prismrec.models.sources import SourcePlan, plan_sources
 from prismrec.models.towers import SharedTower, SumHead, TaskTowers
-
-Merge = Literal["concat", "mean", "gate"]
 
 NUMERIC_NORM = 0.1
 """Expected length of a numeric field's vector at the value 1, at the start: of the order of an
@@ -31,18 +31,42 @@ embedding row's, so that neither kind of field drowns the other."""
 
 @dataclass(frozen=True, slots=True)
 class BranchSpec:
-    """Experts whose outputs meet, and the tower above them.
+    """Experts whose outputs meet once for all tasks, and the tower above them.
 
     Args:
         experts: at least one; of equal output width unless merged by "concat".
-        merge: "concat" puts the experts' vectors side by side, "mean" averages them, "gate"
-            weighs them by a softmax per task, and then each task has a tower of its own.
+        merge: "concat" puts the experts' vectors side by side, "mean" averages them.
         tower: hidden layers of the tower; None makes the logit the sum of the merged vector.
     """
 
     experts: tuple[ExpertSpec, ...]
-    merge: Merge = "concat"
+    merge: Literal["concat", "mean"] = "concat"
     tower: MLPSpec | None = IDENTITY
+
+    @property
+    def sources(self) -> set[int]:
+        """The sets that it reads."""
+        return {each.set_index for each in self.experts}
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureSpec:
+    """Layers of experts behind gates, and a tower for each task.
+
+    Args:
+        layers: at least one, the lowest first; see `LayerSpec`.
+        tower: hidden layers of each tower.
+        decorrelation: auxiliary loss on the lowest layer's experts, or None.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    tower: MLPSpec = IDENTITY
+    decorrelation: DecorrelationSpec | None = None
+
+    @property
+    def sources(self) -> set[int]:
+        """The sets that its lowest layer reads."""
+        return self.layers[0].sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +78,7 @@ class Composition:
         wide: whether every id and numeric column has a weight of its own per task.
     """
 
-    branches: tuple[BranchSpec, ...]
+    branches: tuple[BranchSpec | MixtureSpec, ...]
     wide: bool = False
 
 
@@ -114,77 +138,72 @@ class FirstOrder(nn.Module):
 
 
 class Branch(nn.Module):
-    """One branch of a composition.
+    """One branch of a composition whose tasks share what the experts found.
 
     Args:
         spec: what it is.
-        fields: shapes of the model's inputs.
-
-    Attributes:
-        stacks: the stacks of sets it reads, each a tuple of set positions.
+        plan: how the sets are stacked.
+        num_tasks: T.
 
     Raises:
-        ValueError: experts of unequal width are to be averaged or gated, or gated experts have
-            no tower.
+        ValueError: experts of unequal width are to be averaged.
     """
 
-    gate: SoftmaxGate | None
-
-    def __init__(self, spec: BranchSpec, fields: Fields) -> None:
+    def __init__(self, spec: BranchSpec, plan: SourcePlan, num_tasks: int) -> None:
         super().__init__()
         self.merge = spec.merge
-        shapes = fields.set_shapes
-        self.plans = plan_groups(spec.experts, shapes)
-        groups = [
-            ExpertGroup(spec.experts[plan.experts[0]], plan.shape, copies_of(plan.set_indices))
-            for plan in self.plans
-        ]
-        self.groups = nn.ModuleList(groups)
-        self.rows = _rows_in_expert_order(self.plans)
-        self.stacks = [plan.set_indices for plan in self.plans]
-        self.gate = None
-        if spec.merge == "gate":
-            self.gate_stacks = _sets_by_shape(spec.experts, shapes)
-            self.gate = SoftmaxGate(
-                [(copies_of(stack), math.prod(shapes[stack[0]])) for stack in self.gate_stacks],
-                len(spec.experts),
-                fields.num_tasks,
-            )
-            self.stacks += [stack for stack in self.gate_stacks if stack not in self.stacks]
-        self.tower = _tower(spec, self._merged_width(groups), fields.num_tasks)
-
-    def _merged_width(self, groups: Sequence[ExpertGroup]) -> int:
-        widths = [group.out_dim for group in groups]
-        if self.merge == "concat":
-            return sum(w * len(p.experts) for w, p in zip(widths, self.plans, strict=True))
-        if len(set(widths)) > 1:
+        self.experts = Experts(spec.experts, plan)
+        widths = self.experts.widths
+        if self.merge == "mean" and len(set(widths)) > 1:
             raise ValueError(
-                f"experts merged by '{self.merge}' must have one output width, got {widths}"
+                f"experts merged by 'mean' must have one output width, got {sorted(set(widths))}"
             )
-        return widths[0]
+        width = sum(widths) if self.merge == "concat" else widths[0]
+        self.tower: nn.Module
+        if spec.tower is None:
+            self.tower = SumHead(width, num_tasks)
+        else:
+            self.tower = SharedTower(width, spec.tower, num_tasks)
+        self.places = _places(self.experts.plans)
 
-    def forward(self, stacks: dict[tuple[int, ...], Tensor]) -> Tensor:
-        """Map stacks of field vectors, by the positions of their sets, to logits (B, T)."""
-        outputs = [
-            group(stacks[plan.set_indices])
-            for group, plan in zip(self.groups, self.plans, strict=True)
-        ]
-        if self.merge == "concat":
-            vectors = self._in_expert_order(outputs)
-            return self.tower(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1))
-        experts = outputs[0] if len(outputs) == 1 else torch.stack(self._in_expert_order(outputs))
-        if experts.dim() == 2:
-            experts = experts.unsqueeze(0)
-        if self.gate is None:
-            return self.tower(experts.mean(0))
-        gates = self.gate([flatten(stacks[stack]) for stack in self.gate_stacks])
-        return self.tower(mix(experts, gates))
+    def forward(self, stacks: Sequence[Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map the stacks of sets to logits (B, T); there is no auxiliary loss."""
+        if self.merge == "mean":
+            return self.tower(self.experts.stacked(stacks).mean(0)), {}
+        outputs = self.experts(stacks)
+        vectors = [outputs[group][row] for group, row in self.places]
+        return self.tower(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1)), {}
 
-    def _in_expert_order(self, outputs: list[Tensor]) -> list[Tensor]:
-        return [
-            outputs[group] if outputs[group].dim() == 2 else outputs[group][row]
-            for group, row in self.rows
-        ]
+
+class MixtureBranch(nn.Module):
+    """One branch of a composition whose tasks weigh the experts by gates, and have towers.
+
+    Args:
+        spec: what it is.
+        plan: how the sets are stacked.
+        num_tasks: T.
+
+    Raises:
+        ValueError: see `Extraction`.
+    """
+
+    def __init__(self, spec: MixtureSpec, plan: SourcePlan, num_tasks: int) -> None:
+        super().__init__()
+        self.extraction = Extraction(spec.layers, plan, num_tasks)
+        self.tower = TaskTowers(self.extraction.out_dim, spec.tower, num_tasks)
+        self.decorrelation: Decorrelation | None = None
+        if spec.decorrelation is not None:
+            self.decorrelation = Decorrelation(
+                spec.decorrelation, len(spec.layers[0].experts), self.extraction.expert_dim
+            )
+
+    def forward(self, stacks: Sequence[Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map the stacks of sets to logits (B, T) and, in training, the auxiliary losses by name."""
+        mixes, experts = self.extraction(stacks, inputs)
+        losses = {}
+        if self.decorrelation is not None and self.training:
+            losses["decorrelation"] = self.decorrelation(experts, inputs.counted)
+        return self.tower(mixes, inputs), losses
 
 
 class RankingModel(nn.Module):
@@ -199,12 +218,16 @@ class RankingModel(nn.Module):
         super().__init__()
         self.wide = composition.wide
         self.first_order = FirstOrder(fields.num_dense if self.wide else 0, fields.num_tasks)
-        branches = [Branch(spec, fields) for spec in composition.branches]
-        self.branches = nn.ModuleList(branches)
-        self.stacks = sorted({stack for branch in branches for stack in branch.stacks})
-        used = sorted({index for stack in self.stacks for index in stack})
+        used = {source for branch in composition.branches for source in branch.sources}
+        self.plan = plan_sources(fields.set_shapes, used)
+        self.branches = nn.ModuleList(
+            Branch(spec, self.plan, fields.num_tasks)
+            if isinstance(spec, BranchSpec)
+            else MixtureBranch(spec, self.plan, fields.num_tasks)
+            for spec in composition.branches
+        )
         self.numeric = nn.ModuleDict(
-            {str(m): NumericFields(fields.num_dense, fields.set_dims[m]) for m in used}
+            {str(m): NumericFields(fields.num_dense, fields.set_dims[m]) for m in self.plan.sources}
             if fields.num_dense
             else {}
         )
@@ -217,8 +240,8 @@ class RankingModel(nn.Module):
                 weights are there if the model is `wide`.
 
         Returns:
-            Logits (B, T), float32 under autocast, and the auxiliary losses by name, each a
-            scalar; there are none in this composition.
+            Logits (B, T), float32 under autocast, and in training the auxiliary losses by name,
+            each a scalar.
 
         Raises:
             ValueError: first-order weights are missing in a wide model or given to another.
@@ -229,57 +252,32 @@ class RankingModel(nn.Module):
                 f"got {'None' if inputs.linear is None else 'a tensor'}"
             )
         logits = self.first_order(inputs.linear, inputs.dense)
-        stacks = {stack: self._stack(stack, inputs) for stack in self.stacks}
+        stacks = [self._stack(stack, inputs) for stack in self.plan.stacks]
+        losses: dict[str, Tensor] = {}
         for branch in self.branches:
-            logits = logits + branch(stacks)
-        return logits, {}
+            of_branch, auxiliary = branch(stacks, inputs)
+            logits = logits + of_branch
+            losses |= auxiliary
+        return logits, losses
 
     def _stack(self, indices: tuple[int, ...], inputs: Inputs) -> Tensor:
-        """Field vectors of one set (B, N_m + D, K), or of M sets as one (M, B, N_m + D, K)."""
+        """Field vectors of S sets of one shape, (S, B, N_m + D, K)."""
         parts: list[Tensor] = []
         for index in indices:
             parts.append(inputs.sets[index])
             if self.numeric:
                 parts.append(self.numeric[str(index)](inputs.dense))
         if len(parts) == 1:
-            return parts[0].contiguous()
+            return parts[0].contiguous().unsqueeze(0)
         # One copy for all sets: side by side along the fields, then seen as a stack.
-        joined = torch.cat(parts, 1)
-        if len(indices) == 1:
-            return joined
-        return joined.unflatten(1, (len(indices), -1)).transpose(0, 1)
+        return torch.cat(parts, 1).unflatten(1, (len(indices), -1)).transpose(0, 1)
 
 
-def copies_of(stack: Sequence[int]) -> int | None:
-    """The `copies` of a module that reads a stack of sets: None for a single set."""
-    return None if len(stack) == 1 else len(stack)
-
-
-def _rows_in_expert_order(plans: Sequence[GroupPlan]) -> list[tuple[int, int]]:
+def _places(plans: Sequence[GroupPlan]) -> list[tuple[int, int]]:
     """For each expert, its group and its row there."""
-    rows = {
+    places = {
         expert: (group, row)
         for group, plan in enumerate(plans)
         for row, expert in enumerate(plan.experts)
     }
-    return [rows[expert] for expert in sorted(rows)]
-
-
-def _sets_by_shape(
-    experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]
-) -> list[tuple[int, ...]]:
-    """The sets that experts read, each once, those of equal shape together."""
-    by_shape: dict[SetShape, list[int]] = {}
-    for index in sorted({expert.set_index for expert in experts}):
-        by_shape.setdefault(shapes[index], []).append(index)
-    return [tuple(indices) for indices in by_shape.values()]
-
-
-def _tower(spec: BranchSpec, in_features: int, num_tasks: int) -> nn.Module:
-    if spec.merge == "gate":
-        if spec.tower is None:
-            raise ValueError("gated experts need a tower: their mix differs by task")
-        return TaskTowers(in_features, spec.tower, num_tasks)
-    if spec.tower is None:
-        return SumHead(in_features, num_tasks)
-    return SharedTower(in_features, spec.tower, num_tasks)
+    return [places[expert] for expert in sorted(places)]

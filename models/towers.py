@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prismrec.models.inputs import Inputs
 from prismrec.models.layers import Linear, MLPSpec, widened
 
 
@@ -45,11 +46,24 @@ class TaskTowers(nn.Module):
         self.body = mlp.build(in_features, self.copies)
         self.head = Linear(self.body.out_dim, 1, self.copies, bias=False)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Map (B, T, H) to (B, T)."""
+    def forward(self, h: Tensor, inputs: Inputs) -> Tensor:
+        """Logits (B, T).
+
+        Args:
+            h: (B, T, H), or (B, 1, H) for one vector that all tasks read.
+            inputs: what the model was given; these towers need none of it.
+        """
         if self.copies is None:
             return _full_precision(self.head, self.body(h.squeeze(1)))
-        return _full_precision(self.head, self.body(h.transpose(0, 1))).squeeze(-1).mT
+        if h.shape[1] == 1:
+            h = (
+                self.body(h.squeeze(1))
+                if len(self.body.linears)
+                else h.transpose(0, 1).expand(self.copies, -1, -1)
+            )
+        else:
+            h = self.body(h.transpose(0, 1))
+        return _full_precision(self.head, h).squeeze(-1).mT
 
 
 class SumHead(nn.Module):

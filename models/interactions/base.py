@@ -20,9 +20,12 @@ class Interaction(nn.Module):
 
     Attributes:
         out_dim: width of the output.
+        shares_input: whether with copies it also takes one X (B, N, K) that all of them read; then
+            the output has no leading axis if there are no weights.
     """
 
     out_dim: int
+    shares_input: bool = False
 
 
 class InteractionSpec(Protocol):

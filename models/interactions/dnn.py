@@ -22,6 +22,8 @@ class DNN(Interaction):
         copies: number M of stacked inputs, or None.
     """
 
+    shares_input = True
+
     def __init__(self, num_fields: int, dim: int, mlp: MLPSpec, copies: int | None = None) -> None:
         super().__init__()
         self.mlp = mlp.build(num_fields * dim, copies)

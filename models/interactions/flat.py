@@ -17,6 +17,8 @@ class Flat(Interaction):
         dim: width K of a field's vector.
     """
 
+    shares_input = True
+
     def __init__(self, num_fields: int, dim: int) -> None:
         super().__init__()
         self.out_dim = num_fields * dim

@@ -22,6 +22,8 @@ class BiInteraction(Interaction):
         dim: width K of a field's vector.
     """
 
+    shares_input = True
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.out_dim = dim

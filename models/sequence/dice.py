@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prismrec.models.batch_norm import sum_over_ranks
+from prismrec.models.collectives import sum_over_ranks
 from prismrec.models.layers import stacked_shape, widened
 
 

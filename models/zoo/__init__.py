@@ -78,6 +78,7 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         set_names=tuple((*spec.fields_of(each), *recipe.features.dense) for each in sets),
         num_domains=spec.num_domains,
         sets=tuple(each.name for each in sets),
+        tasks=(*recipe.task_names, *(each.name for each in recipe.tasks if each.has_level)),
     )
 
 

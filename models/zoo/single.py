@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from prismrec.config import UserError
 from prismrec.config.models.base import Deep
@@ -36,13 +36,16 @@ from prismrec.config.models.single import (
     XDeepFM,
 )
 from prismrec.models.experts import ExpertSpec
+from prismrec.models.extraction import LayerSpec
 from prismrec.models.inputs import Fields
 from prismrec.models.interactions import DNNSpec, ExternalSpec, FMSpec, InteractionSpec
 from prismrec.models.layers import IDENTITY, MLPSpec
-from prismrec.models.mixture import BranchSpec, Composition, Merge
+from prismrec.models.mixture import BranchSpec, Composition, MixtureSpec
 from prismrec.models.zoo.interactions import interaction_spec
 
 Builder = Callable[[Any, Fields], Composition]
+Merge = Literal["mean", "gate"]
+Merged = BranchSpec | MixtureSpec
 
 
 def _lr(section: LR, fields: Fields) -> Composition:
@@ -173,23 +176,21 @@ def _per_set(section: AnyInteraction, fields: Fields) -> list[InteractionSpec]:
     return [interaction_spec(section, fields, m) for m in range(_count_sets(fields))]
 
 
-def _sum_branch(
-    products: Sequence[InteractionSpec], merge: Merge, projection: MLPSpec
-) -> BranchSpec:
+def _sum_branch(products: Sequence[InteractionSpec], merge: Merge, projection: MLPSpec) -> Merged:
     """The sum of the one set's products; those of several sets projected before they meet."""
     if len(products) == 1:
         return _branch(products, IDENTITY, merge, None)
     return _branch(products, projection, merge, IDENTITY)
 
 
-def _deep_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> BranchSpec:
+def _deep_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> Merged:
     """The first hidden layer belongs to each set, the rest is the tower they share."""
     _need_hidden(section, len(interactions))
     rest = MLPSpec(section.hidden[1:], section.dropout, section.norm)
     return _branch(interactions, _first(section), section.merge, rest)
 
 
-def _parallel_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> BranchSpec:
+def _parallel_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> Merged:
     """An interaction and an MLP side by side; with several sets projected before they meet."""
     num_sets = len(interactions)
     _need_hidden(section, num_sets)
@@ -199,7 +200,7 @@ def _parallel_branch(section: Deep, interactions: Sequence[InteractionSpec]) -> 
         ExpertSpec(m, (interaction, deep), last if num_sets > 1 else IDENTITY)
         for m, interaction in enumerate(interactions)
     )
-    return BranchSpec(experts, section.merge if num_sets > 1 else "concat")
+    return _merged(experts, section.merge, IDENTITY)
 
 
 def _branch(
@@ -207,10 +208,21 @@ def _branch(
     projection: MLPSpec,
     merge: Merge,
     tower: MLPSpec | None,
-) -> BranchSpec:
+) -> Merged:
     """An expert for each set; a single one has nothing to be merged with."""
     experts = tuple(ExpertSpec(m, (each,), projection) for m, each in enumerate(interactions))
-    return BranchSpec(experts, merge if len(experts) > 1 else "concat", tower)
+    if tower is None:
+        return BranchSpec(experts, tower=None)
+    return _merged(experts, merge, tower)
+
+
+def _merged(experts: tuple[ExpertSpec, ...], merge: Merge, tower: MLPSpec) -> Merged:
+    """The experts of all sets, met by their mean or by a gate per task."""
+    if len(experts) == 1:
+        return BranchSpec(experts, tower=tower)
+    if merge == "gate":
+        return MixtureSpec((LayerSpec(experts),), tower)
+    return BranchSpec(experts, merge, tower)
 
 
 def _first(section: Deep) -> MLPSpec:

@@ -22,6 +22,7 @@ from prismrec.config.errors import nearest
 from prismrec.config.ids import ManagedIds
 from prismrec.config.managed import managed_problems
 from prismrec.config.models import BUILT_IN, Custom
+from prismrec.config.models.base import Common
 from prismrec.config.models.interactions import part_problems
 from prismrec.config.objectives import objective_problems
 from prismrec.config.placement import placement_problems
@@ -103,6 +104,7 @@ class Recipe(Section):
             *_part_problems(self),
             *objective_problems([task.loss for task in self.tasks], self.features.group),
             *domain_problems(self.features, needs_domain=self.needs_domain),
+            *(self.model.problems(self) if isinstance(self.model, Common) else ()),
         ]
         if problems:
             raise ValueError("\n".join(problems))

@@ -63,7 +63,8 @@ class Ranker(nn.Module):
             sets = [each.float() for each in sets]
         linear = sets.pop()[:, :, : self._num_logits] if self._has_linear else None
         domain = batch.domain if self._reads_domain else None
-        inputs = Inputs(sets, linear, batch.dense, domain)
+        counted = ((batch.valid * batch.weights) > 0).any(1)
+        inputs = Inputs(sets, linear, batch.dense, domain, counted)
         return self.model(inputs)  # type: ignore[no-any-return]
 
 

@@ -32,9 +32,9 @@ def inputs(fields: Fields, batch: int = 7) -> tuple[list[Tensor], Tensor, Tensor
 def built(section, fields: Fields) -> nn.Module:
     torch.manual_seed(1)
     model = build_model(section, fields).double()
-    for branch in model.branches:
-        if branch.gate is not None:  # off its uniform start
-            nn.init.normal_(branch.gate.scores.weight, std=0.3)
+    for name, parameter in model.named_parameters():
+        if ".gate.scores.weight" in name:  # off its uniform start
+            nn.init.normal_(parameter, std=0.3)
     return model
 
 
@@ -43,9 +43,11 @@ class OneByOne:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.branch = model, model.branches[0]
+        self.layer = getattr(self.branch, "extraction", None) and self.branch.extraction.layers[0]
+        self.experts = (self.layer or self.branch).experts
         self.at = {
             expert: (group, row if len(plan.experts) > 1 else None)
-            for plan, group in zip(self.branch.plans, self.branch.groups, strict=True)
+            for plan, group in zip(self.experts.plans, self.experts.groups, strict=True)
             for row, expert in enumerate(plan.experts)
         }
 
@@ -65,16 +67,16 @@ class OneByOne:
 
     def gates(self, flats: list[Tensor]) -> Tensor:
         parts = []
-        for stack, projection in zip(
-            self.branch.gate_stacks, self.branch.gate.projections, strict=True
-        ):
+        gate = self.layer.gate
+        for stack, projection in zip(gate.context.groups, gate.context.projections, strict=True):
             linear, norm = projection
             for row, m in enumerate(stack):
                 own = (lambda p, row=row: p[row]) if len(stack) > 1 else (lambda p: p)
                 part = F.layer_norm(flats[m] @ own(linear.weight).T, (64,))
                 parts.append(part * own(norm.weight) + own(norm.bias))
-        scores = torch.cat(parts, 1) @ self.branch.gate.scores.weight.T
-        return torch.softmax(scores.view(len(scores), -1, len(flats)), -1)
+        scores = torch.cat(parts, 1) @ gate.scores.weight.T
+        gates = torch.softmax(scores.view(len(scores), -1, len(flats)), -1)
+        return gates[..., [self.experts.order.index(m) for m in range(len(flats))]]
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -83,7 +85,7 @@ def test_sets_of_any_shape_equal_one_expert_at_a_time(merge: str) -> None:
     model = built(section.model_copy(update={"merge": merge}), AME)
     sets, _, dense = inputs(AME)
     plain = OneByOne(model)
-    assert [plan.set_indices for plan in plain.branch.plans] == [(0,), (1, 3), (2,)]
+    assert [plan.set_indices for plan in plain.experts.plans] == [(0,), (1, 3), (2,)]
     flats = [plain.flat(m, sets, dense) for m in range(4)]
     assert [x.shape[1] for x in flats] == [48, 16, 24, 16]
     experts = [plain.expert(m, x) for m, x in enumerate(flats)]

@@ -2,8 +2,12 @@ import math
 
 import torch
 
-from prismrec.models.gates import SoftmaxGate, mix
+from prismrec.models import Inputs
+from prismrec.models.contexts import ContextSpec
+from prismrec.models.gates import GateSpec, build_gate, mix
 from prismrec.models.layers import MLPSpec
+from prismrec.models.routing import everything
+from prismrec.models.sources import plan_sources
 from prismrec.models.towers import SharedTower, SumHead, TaskTowers
 from tests.unit.models.vectors import assert_close
 
@@ -15,51 +19,62 @@ def test_gate_arithmetic_by_hand():
     assert_close(mix(experts, gates), [[[0.25, 1.5]]])
 
 
-def test_gate_starts_at_the_mean():
+def gate_over(shapes, num_experts: int, num_readers: int, width: int = 64):
+    """A softmax gate whose context is all sources, and the stacks of drawn ones."""
+    plan = plan_sources(shapes, range(len(shapes)))
+    spec = GateSpec(context=ContextSpec(sources=tuple(range(len(shapes))), width=width))
     torch.manual_seed(1)
-    gate = SoftmaxGate([(None, 6), (2, 4)], num_experts=3, num_tasks=2)
-    gates = gate([torch.randn(5, 6), torch.randn(2, 5, 4)])
-    assert_close(gates, torch.full((5, 2, 3), 1 / 3), 1e-7)
+    gate = build_gate(spec, plan, everything(num_readers, num_experts), elements=1).double()
+    stacks = [
+        torch.randn(len(stack), 6, *shapes[stack[0]], dtype=torch.float64) for stack in plan.stacks
+    ]
+    return gate, stacks
+
+
+NOTHING = Inputs([], None, torch.zeros(6, 0))
+
+
+def test_gate_starts_at_the_mean():
+    gate, stacks = gate_over([(2, 3), (1, 4), (1, 4)], num_experts=3, num_readers=2)
+    assert_close(gate(stacks, NOTHING), torch.full((6, 2, 3), 1 / 3), 1e-7)
 
 
 def test_gate_is_a_distribution_per_task():
-    torch.manual_seed(1)
-    gate = SoftmaxGate([(2, 4)], num_experts=2, num_tasks=3)
+    gate, stacks = gate_over([(1, 4), (1, 4)], num_experts=2, num_readers=3)
     torch.nn.init.normal_(gate.scores.weight)
-    gates = gate([torch.randn(2, 5, 4)])
-    assert_close(gates.sum(-1), torch.ones(5, 3), 1e-6)
+    gates = gate(stacks, NOTHING)
+    assert_close(gates.sum(-1), torch.ones(6, 3), 1e-6)
     assert (gates[:, 0] - gates[:, 1]).abs().max() > 1e-3
     assert (gates[0] - gates[1]).abs().max() > 1e-3
 
 
 def test_gate_context_is_each_set_projected_and_normalised():
-    torch.manual_seed(1)
-    gate = SoftmaxGate([(2, 4), (None, 3)], num_experts=2, num_tasks=1, context_dim=5).double()
+    gate, stacks = gate_over([(2, 2), (1, 3), (2, 2)], num_experts=2, num_readers=1, width=5)
     torch.nn.init.normal_(gate.scores.weight)
-    pair = torch.randn(2, 6, 4, dtype=torch.float64)
-    single = torch.randn(6, 3, dtype=torch.float64)
-    weights = [*gate.projections[0][0].weight, gate.projections[1][0].weight]
-    parts = [x @ w.T for x, w in zip([*pair, single], weights, strict=True)]
+    projections = gate.context.projections
+    weights = [*projections[0][0].weight, projections[1][0].weight]
+    sources = [*stacks[0].flatten(-2), stacks[1][0].flatten(-2)]
+    parts = [x @ w.T for x, w in zip(sources, weights, strict=True)]
     context = torch.cat([torch.nn.functional.layer_norm(part, (5,)) for part in parts], -1)
     expected = torch.softmax(context @ gate.scores.weight.T, -1)
-    assert_close(gate([pair, single])[:, 0], expected)
+    assert_close(gate(stacks, NOTHING)[:, 0], expected)
 
 
 def test_gate_takes_its_softmax_in_float32_under_autocast():
-    gate = SoftmaxGate([(2, 4)], num_experts=2, num_tasks=1)
+    gate, stacks = gate_over([(1, 4), (1, 4)], num_experts=2, num_readers=1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert gate([torch.randn(2, 5, 4)]).dtype == torch.float32
+        assert gate.float()([x.float() for x in stacks], NOTHING).dtype == torch.float32
 
 
 def test_task_towers_equal_looped_towers():
     torch.manual_seed(1)
     towers = TaskTowers(4, MLPSpec((6, 5), 0.0, "layer"), num_tasks=3).double()
     h = torch.randn(7, 3, 4, dtype=torch.float64)
-    logits = towers(h)
+    logits = towers(h, NOTHING)
     for t in range(3):
         one = TaskTowers(4, MLPSpec((6, 5), 0.0, "layer"), num_tasks=1).double()
         one.load_state_dict({name: value[t] for name, value in towers.state_dict().items()})
-        assert_close(logits[:, t : t + 1], one(h[:, t : t + 1]))
+        assert_close(logits[:, t : t + 1], one(h[:, t : t + 1], NOTHING))
 
 
 def test_logits_leave_autocast_in_float32():

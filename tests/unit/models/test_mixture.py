@@ -4,9 +4,17 @@ from torch import Tensor
 
 from prismrec.models import Inputs
 from prismrec.models.experts import ExpertSpec, plan_groups
+from prismrec.models.extraction import LayerSpec
 from prismrec.models.interactions import BiInteraction, CrossV2Spec, FlatSpec, FMSpec
 from prismrec.models.layers import MLPSpec
-from prismrec.models.mixture import NUMERIC_NORM, BranchSpec, Composition, Fields, RankingModel
+from prismrec.models.mixture import (
+    NUMERIC_NORM,
+    BranchSpec,
+    Composition,
+    Fields,
+    MixtureSpec,
+    RankingModel,
+)
 from tests.unit.models.vectors import assert_close, covering_all
 
 PROJECTION = MLPSpec((6,), 0.0, "layer")
@@ -20,13 +28,21 @@ def inputs(fields: Fields, batch: int = 5) -> tuple[list[Tensor], Tensor]:
     return sets, torch.randn(batch, fields.num_dense, dtype=torch.float64)
 
 
-def model_of(branch: BranchSpec, fields: Fields) -> RankingModel:
+def model_of(branch: BranchSpec | MixtureSpec, fields: Fields) -> RankingModel:
     """The model, with its gate off the uniform start."""
     model = RankingModel(Composition((branch,)), fields).double()
-    for each in model.branches:
-        if each.gate is not None:
-            torch.nn.init.normal_(each.gate.scores.weight, std=0.3)
+    for name, parameter in model.named_parameters():
+        if ".gate.scores.weight" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def merged(specs: tuple[ExpertSpec, ...], merge: str) -> BranchSpec | MixtureSpec:
+    """A branch whose experts meet by "mean", "concat" or "gate"."""
+    tower = MLPSpec((5,))
+    if merge == "gate":
+        return MixtureSpec((LayerSpec(specs),), tower)
+    return BranchSpec(specs, merge, tower)
 
 
 def experts(*structures: tuple[int, object]) -> tuple[ExpertSpec, ...]:
@@ -52,20 +68,21 @@ def test_stacked_model_equals_one_expert_at_a_time(merge, set_dims, num_tasks):
     torch.manual_seed(1)
     fields = covering_all(3, 2, set_dims, num_tasks)
     specs = experts((0, CrossV2Spec(2)), (1, CrossV2Spec(2)), (2, CrossV2Spec(2)))
-    model = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
+    model = model_of(merged(specs, merge), fields)
     sets, dense = inputs(fields)
     logits, aux = model(Inputs(sets, None, dense))
     assert aux == {}
 
     branch = model.branches[0]
+    layer = branch.extraction.layers[0] if merge == "gate" else branch
     outputs = {}
-    for plan, group in zip(branch.plans, branch.groups, strict=True):
+    for plan, group in zip(layer.experts.plans, layer.experts.groups, strict=True):
         for row, expert in enumerate(plan.experts):
             single = (
                 RankingModel(Composition((BranchSpec((specs[expert],)),)), fields)
                 .double()
                 .branches[0]
-                .groups[0]
+                .experts.groups[0]
             )
             single.load_state_dict(
                 {k: v[row] if len(plan.experts) > 1 else v for k, v in group.state_dict().items()}
@@ -73,21 +90,23 @@ def test_stacked_model_equals_one_expert_at_a_time(merge, set_dims, num_tasks):
             vectors = dense[..., None] * model.numeric[str(expert)].weight
             outputs[expert] = single(torch.cat([sets[expert], vectors], 1))
     E = [outputs[m] for m in range(3)]
+    example = Inputs(sets, None, dense)
     if merge == "gate":
-        flat = {
-            stack: [
-                torch.cat([sets[m], dense[..., None] * model.numeric[str(m)].weight], 1).flatten(1)
-                for m in stack
-            ]
-            for stack in branch.gate_stacks
-        }
-        G = branch.gate([torch.stack(x) if len(x) > 1 else x[0] for x in flat.values()])
-        merged = torch.stack(
-            [sum(G[:, t, m, None] * E[m] for m in range(3)) for t in range(num_tasks)], 1
-        )
+        stacks = [
+            torch.stack(
+                [
+                    torch.cat([sets[m], dense[..., None] * model.numeric[str(m)].weight], 1)
+                    for m in g
+                ]
+            )
+            for g in model.plan.stacks
+        ]
+        G = layer.gate(stacks, example)
+        at = [layer.experts.order.index(m) for m in range(3)]
+        mixes = [sum(G[:, t, at[m], None] * E[m] for m in range(3)) for t in range(num_tasks)]
+        assert_close(logits, branch.tower(torch.stack(mixes, 1), example))
     else:
-        merged = torch.cat(E, -1) if merge == "concat" else sum(E) / 3
-    assert_close(logits, branch.tower(merged))
+        assert_close(logits, branch.tower(torch.cat(E, -1) if merge == "concat" else sum(E) / 3))
 
 
 @pytest.mark.parametrize("merge", ["mean", "gate"])
@@ -95,12 +114,12 @@ def test_permuting_sets_with_their_modules_leaves_the_logits(merge):
     torch.manual_seed(1)
     fields = covering_all(3, 2, (4, 4, 4), 2)
     specs = experts(*[(m, FlatSpec()) for m in range(3)])
-    model = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
-    moved = model_of(BranchSpec(specs, merge, MLPSpec((5,))), fields)
+    model = model_of(merged(specs, merge), fields)
+    moved = model_of(merged(specs, merge), fields)
     order = [2, 0, 1]
     state = model.state_dict()
     for name, value in model.state_dict().items():
-        if ".groups." in name or ".gate.projections." in name:
+        if ".groups." in name or ".gate.context.projections." in name:
             state[name] = value[order]
         elif ".gate.scores.weight" in name:
             split = value.unflatten(0, (2, 3)).unflatten(-1, (3, -1))
@@ -135,7 +154,7 @@ def test_a_set_moves_only_the_experts_bound_to_it():
     model = model_of(BranchSpec(experts((0, FlatSpec()), (1, FlatSpec())), "mean"), fields)
     sets, dense = inputs(fields)
     with torch.no_grad():
-        for parameter in model.branches[0].groups.parameters():
+        for parameter in model.branches[0].experts.groups.parameters():
             parameter[1] = 0  # the second expert is silent
     sets = [x.requires_grad_() for x in sets]
     model(Inputs(sets, None, dense))[0].sum().backward()
@@ -200,14 +219,15 @@ def test_compositions_that_cannot_be():
     unequal = (ExpertSpec(0, (FlatSpec(),)), ExpertSpec(1, (FlatSpec(),)))
     with pytest.raises(ValueError, match=r"'mean' must have one output width, got \[8, 16\]"):
         RankingModel(Composition((BranchSpec(unequal, "mean"),)), fields)
-    gated = BranchSpec(experts((0, FlatSpec()), (1, FlatSpec())), "gate", tower=None)
-    with pytest.raises(ValueError, match="gated experts need a tower"):
-        RankingModel(Composition((gated,)), fields)
+    with pytest.raises(
+        ValueError, match=r"behind a gate must have one output width, got \[8, 16\]"
+    ):
+        RankingModel(Composition((MixtureSpec((LayerSpec(unequal),)),)), fields)
 
 
 def test_parameters_lie_in_modules_that_can_reset_themselves():
     specs = experts((0, FlatSpec()), (1, FlatSpec()))
-    composition = Composition((BranchSpec(specs, "gate"),), wide=True)
+    composition = Composition((MixtureSpec((LayerSpec(specs),)),), wide=True)
     with torch.device("meta"):
         model = RankingModel(composition, covering_all(2, 2, (4, 4), 2))
     model.to_empty(device="cpu")

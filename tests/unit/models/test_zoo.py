@@ -157,7 +157,7 @@ def test_one_set_is_the_single_embedding_model_to_the_bit(section):
     model = build_model(section, ONE_SET)
     sets, _, dense = inputs(section, ONE_SET, dtype=torch.float32)
     x = field_vectors(model, sets, dense).flatten(1)
-    group, tower = model.branches[0].groups[0], model.branches[0].tower
+    group, tower = model.branches[0].experts.groups[0], model.branches[0].tower
     if section.name == "dcnv2":
         x0 = x
         for layer in group.interactions[0].layers:
@@ -172,7 +172,7 @@ def test_dcn_and_dcnv2_parallel_are_one_linear_map_of_both_halves():
         sets, _, dense = inputs(section, ONE_SET)
         x = field_vectors(model, sets, dense).flatten(1)
         branch = model.branches[0]
-        cross, deep = branch.groups[0].interactions
+        cross, deep = branch.experts.groups[0].interactions
         if section.name == "dcnv2":
             xL = crossed(cross, x)
         else:
@@ -211,17 +211,17 @@ def test_deepfm_adds_first_order_pairs_and_deep():
     sets, linear, dense = inputs(section, ONE_SET)
     X = field_vectors(model, sets, dense)
     deep = model.branches[1]
-    h = mlp(deep.tower.body, mlp(deep.groups[0].projection, X.flatten(1)))
+    h = mlp(deep.tower.body, mlp(deep.experts.groups[0].projection, X.flatten(1)))
     expected = first_order(model, linear, dense) + pairs(X) + h @ deep.tower.head.weight.T
     assert_close(model(Inputs(sets, linear, dense))[0], expected)
 
 
 def one_set_of(model: nn.Module, m: int, num_sets: int) -> nn.Module:
     """Group 0 of the first branch, with the weights of set m alone."""
-    group = model.branches[0].groups[0]
+    group = model.branches[0].experts.groups[0]
     fields = ONE_SET
     section = DNN(name="dnn", hidden=HIDDEN)
-    single = built(section, fields).branches[0].groups[0]
+    single = built(section, fields).branches[0].experts.groups[0]
     assert num_sets > 1
     single.load_state_dict({name: value[m] for name, value in group.state_dict().items()})
     return single
@@ -232,7 +232,7 @@ def test_dnn_on_three_sets_averages_after_the_relu():
     fields = covering_all(3, 2, (4, 4, 4), 1)
     model = built(section, fields)
     sets, _, dense = inputs(section, fields)
-    group, tower = model.branches[0].groups[0], model.branches[0].tower
+    group, tower = model.branches[0].experts.groups[0], model.branches[0].tower
     hidden = []
     for m in range(3):
         x = field_vectors(model, sets, dense, m).flatten(1)

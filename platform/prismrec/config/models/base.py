@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from prismrec.config.section import Section
+
+if TYPE_CHECKING:
+    from prismrec.config.recipe import Recipe
 
 
 class Common(Section):
@@ -24,6 +28,10 @@ class Common(Section):
 
     merge: Literal["mean", "gate"] = "mean"
     """How the experts of several sets meet: their mean, or a softmax gate per task."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""
+        yield from ()
 
     @field_validator("hidden", mode="before", check_fields=False)
     @classmethod

@@ -1,0 +1,101 @@
+"""What experts and gates read: the field vectors of sets, those of equal shape stacked.
+
+A source is an embedding set, with its numeric fields, or, above the first layer of experts, a stream:
+a task's mix of the layer below, which is one field vector as wide as an expert's output.
+
+Notation: B batch, N field vectors of a source, K their width, S sources of one shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prismrec.models.inputs import SetShape
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """How sources are stacked.
+
+    Args:
+        shapes: shape (N, K) of every source, read or not.
+        stacks: sources of one shape, ascending; each source that is read is in one of them.
+    """
+
+    shapes: tuple[SetShape, ...]
+    stacks: tuple[tuple[int, ...], ...]
+
+    @property
+    def sources(self) -> list[int]:
+        """The sources that are read, ascending."""
+        return sorted(source for stack in self.stacks for source in stack)
+
+    def place(self, source: int) -> tuple[int, int]:
+        """The stack that a source is in, and its row there."""
+        for number, stack in enumerate(self.stacks):
+            if source in stack:
+                return number, stack.index(source)
+        raise ValueError(f"source {source} is in no stack; there are {self.stacks}")
+
+    def width(self, source: int) -> int:
+        """Length N K of a source's field vectors side by side."""
+        count, dim = self.shapes[source]
+        return count * dim
+
+
+def plan_sources(shapes: Sequence[SetShape], read: Iterable[int]) -> SourcePlan:
+    """Stack the sources that are read, those of equal shape together, by their first one.
+
+    Args:
+        shapes: shape of every source.
+        read: the sources that some expert or gate reads, in any order.
+    """
+    return SourcePlan(tuple(shapes), by_shape(shapes, read))
+
+
+def by_shape(shapes: Sequence[SetShape], sources: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    """The sources in groups of equal shape, ascending, by the first one of each group."""
+    alike: dict[SetShape, list[int]] = {}
+    for source in sorted(set(sources)):
+        alike.setdefault(shapes[source], []).append(source)
+    return tuple(tuple(group) for group in alike.values())
+
+
+class Take(nn.Module):
+    """Some sources of one shape, in any order, out of the stacks: a view where they are neighbours.
+
+    Args:
+        plan: how the sources are stacked.
+        sources: at least one, all of one stack; a source may come several times.
+
+    Raises:
+        ValueError: the sources are of several shapes.
+    """
+
+    rows: Tensor | None
+
+    def __init__(self, plan: SourcePlan, sources: Sequence[int]) -> None:
+        super().__init__()
+        places = [plan.place(source) for source in sources]
+        if len({stack for stack, _ in places}) > 1:
+            shapes = sorted({plan.shapes[source] for source in sources})
+            raise ValueError(f"sources that are read together must have one shape, got {shapes}")
+        self.stack = places[0][0]
+        rows = [row for _, row in places]
+        self.first, self.count = rows[0], len(rows)
+        is_run = rows == list(range(self.first, self.first + self.count))
+        index = None if is_run else torch.tensor(rows)
+        self.register_buffer("rows", index, persistent=False)
+
+    def forward(self, stacks: Sequence[Tensor]) -> Tensor:
+        """Map the stacks, (S, B, N, K) each, to the sources (len(sources), B, N, K)."""
+        stack = stacks[self.stack]
+        if self.rows is not None:
+            return stack.index_select(0, self.rows)
+        if self.count == len(stack):
+            return stack
+        return stack[self.first : self.first + self.count]
