@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prismrec.models.batch_norm import sum_over_ranks
+from prismrec.models.collectives import sum_over_ranks
 from prismrec.models.layers import MLPSpec, NormKind, stacked_shape, widened
 from prismrec.models.products import affine
 
