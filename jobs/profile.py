@@ -32,6 +32,7 @@ from prismrec.train.meter import Meter
 from prismrec.train.pipeline import Pipeline
 from prismrec.train.precision import resolve_precision
 from prismrec.train.process_group import Ranks, process_group, resolve_device
+from prismrec.train.propensity import with_propensities
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
 from prismrec.train.sharding import shard_model
@@ -209,6 +210,7 @@ def profile_rank(order: dict[str, Any]) -> None:
 def _measure(
     recipe: Recipe, source: DataSource, ranks: Ranks, steps: int, files: RunFiles
 ) -> dict[str, Any]:
+    recipe = with_propensities(recipe, source, ranks)
     spec = spec_of(recipe, source.schema)
     splits = Splits(recipe, source, ranks)
     total = WARM_UP + steps

@@ -23,10 +23,11 @@ from prismrec.models import spec_of
 from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.export import HeldOut, export_model
 from prismrec.serving.inference import build_head
-from prismrec.tracking.plots import plot_calibration, plot_loss
+from prismrec.tracking.plots import plot_calibration, plot_loss, plot_pushes
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.events import read_events
+from prismrec.train.gradients import read_pushes
 from prismrec.train.held_out import PARTS
 from prismrec.train.run_files import RunFiles
 
@@ -60,6 +61,8 @@ def publish(
         report = export_model(files.bundle, source, read_held_out(files.held_out, recipe))
     tracker.log_metrics({f"export/{k}": v for k, v in report.items()}, outcome["steps"])
     tracker.log_file(files.plan)
+    if files.gradients.exists():
+        tracker.log_file(files.gradients)
     tracker.log_text(json.dumps(redacted(dump(recipe)), indent=1), "recipe.json")
     for picture in draw_plots(recipe, files):
         tracker.log_file(picture, "plots")
@@ -113,6 +116,8 @@ def draw_plots(recipe: Recipe, files: RunFiles) -> list[Path]:
                 steps.append(event["step"])
                 values.append(value)
     drawn = [plot_loss(curves, files.directory / "loss.png")] if curves else []
+    if files.gradients.exists():
+        drawn.append(plot_pushes(_pushes(files.gradients), files.directory / "gradients.png"))
     if files.curves.exists():
         bins = {
             task: (np.array(c["predicted"]), np.array(c["observed"]), np.array(c["weight"]))
@@ -123,11 +128,32 @@ def draw_plots(recipe: Recipe, files: RunFiles) -> list[Path]:
     return drawn
 
 
+def _pushes(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Mean gradients by step of every task's negatives and positives, whatever is predicted."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for step, push in read_pushes(path):
+        if push.from_p is None:
+            steps, means = curves.setdefault(f"{push.task} {push.label}", ([], []))
+            steps.append(step)
+            means.append(push.mean)
+    return curves
+
+
+def with_tables_of(recipe: Recipe, trained: Recipe) -> Recipe:
+    """The recipe with the propensities of the run that trained, whose tables are filled in."""
+    tasks = tuple(
+        task.model_copy(update={"propensity": other.propensity})
+        for task, other in zip(recipe.tasks, trained.tasks, strict=True)
+    )
+    return recipe.model_copy(update={"tasks": tasks})
+
+
 @contextmanager
 def _source(recipe: Recipe, checkpoint: Path) -> Iterator[BundleSource]:
     """A checkpoint's tables and dense weights (averaged ones where there are any)."""
     with CheckpointReader(checkpoint) as reader:
         extra = reader.manifest.extra
+        recipe = with_tables_of(recipe, from_dict(extra["recipe"], source=str(checkpoint)))
         schema = DataSchema.model_validate(extra["schema"])
         reader.verify_copies()
         spec = spec_of(with_copies(recipe, checkpoint), schema)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prismrec.config import Recipe
 from prismrec.config.external import import_function
 from prismrec.config.objectives import BceList, BceRankNet, BceRcr, LossSection
@@ -24,12 +26,12 @@ def build_objective(recipe: Recipe) -> Objective:
     Raises:
         UserError: a task names a loss of another package that is not there.
     """
-    tasks = recipe.tasks
-    return Objective(
-        [task_loss(f"tasks[{index}].loss", task.loss) for index, task in enumerate(tasks)],
-        [task.weight for task in tasks],
-        [task.pos_weight for task in tasks],
-    )
+    losses = []
+    for index, task in enumerate(recipe.tasks):
+        loss = task_loss(f"tasks[{index}].loss", task.loss)
+        applied = "none" if task.propensity is None else task.propensity.apply_to
+        losses.append(replace(loss, pos_weight=task.pos_weight, propensity=applied))
+    return Objective(losses, [task.weight for task in recipe.tasks])
 
 
 def build_decoder(recipe: Recipe) -> Decoder:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,8 @@ class TaskLoss:
         alpha: share of the first part, 0 to 1.
         is_grouped: `of_batch` compares rows of one group only.
         has_level: `of_batch` needs the task's level.
+        pos_weight: factor on the weights of positives.
+        propensity: rows whose weights are multiplied by `Targets.propensity`.
     """
 
     row: RowLoss = binary_cross_entropy
@@ -137,3 +139,5 @@ class TaskLoss:
     alpha: float = 1.0
     is_grouped: bool = False
     has_level: bool = False
+    pos_weight: float = 1.0
+    propensity: Literal["none", "positives", "both"] = "none"

@@ -25,6 +25,8 @@ class Targets:
         labels: y (B, T) in [0, 1]; whatever stands where `valid` is 0 is ignored.
         valid: v (B, T) in {0, 1}.
         weights: w (B, T), at least 0.
+        propensity: (B, T) in (0, 1], weights against repeated exposure; needed where a task uses
+            them.
         group: (B,) int64; needed where a loss compares rows of a group.
         domain: (B,) int64, or None.
     """
@@ -32,6 +34,7 @@ class Targets:
     labels: Tensor
     valid: Tensor
     weights: Tensor
+    propensity: Tensor | None = None
     group: Tensor | None = None
     domain: Tensor | None = None
 
@@ -57,33 +60,36 @@ class Objective(nn.Module):
     Args:
         losses: the loss of each task; equal neighbours are computed together.
         task_weights: lambda of each task, at least 0.
-        pos_weights: factor on the weights of each task's positives; all 1 if not given.
 
     Attributes:
         parts: the task and the name of every part that is told apart.
+        weighted: tasks whose rows count for more or less than the data say.
     """
 
     task_weights: Tensor
     pos_weights: Tensor
+    on_negatives: Tensor
+    on_positives: Tensor
     shares: Tensor
     chosen: Tensor
     chosen_levels: Tensor
 
-    def __init__(
-        self,
-        losses: Sequence[TaskLoss],
-        task_weights: Sequence[float],
-        pos_weights: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, losses: Sequence[TaskLoss], task_weights: Sequence[float]) -> None:
         super().__init__()
         runs = groupby(enumerate(losses), key=lambda pair: pair[1].row)
         self._runs = [(row, [task for task, _ in run]) for row, run in runs]
         self._of_batch = [(t, loss) for t, loss in enumerate(losses) if loss.of_batch is not None]
         with_level = [t for t, loss in enumerate(losses) if loss.has_level]
-        self._is_weighted = any(each != 1 for each in pos_weights or ())
+        self._has_propensity = any(loss.propensity != "none" for loss in losses)
+        self._has_pos_weight = any(loss.pos_weight != 1 for loss in losses)
+        self.weighted = [
+            t for t, each in enumerate(losses) if each.propensity != "none" or each.pos_weight != 1
+        ]
         tables = {
             "task_weights": task_weights,
-            "pos_weights": pos_weights or [1.0] * len(losses),
+            "pos_weights": [loss.pos_weight for loss in losses],
+            "on_positives": [float(loss.propensity != "none") for loss in losses],
+            "on_negatives": [float(loss.propensity == "both") for loss in losses],
             "shares": [loss.alpha if loss.of_batch else 1.0 for loss in losses],
         }
         for name, numbers in tables.items():
@@ -139,9 +145,14 @@ class Objective(nn.Module):
         return total, Losses(per_task.detach(), parts, weights)
 
     def _weights(self, labels: Tensor, targets: Targets) -> Tensor:
-        """`w = v w_data pos_weight`, without a gradient."""
+        """`w = v w_data w_propensity pos_weight`, without a gradient."""
         weights = (targets.valid * targets.weights).detach()
-        if self._is_weighted:
+        if self._has_propensity:
+            if targets.propensity is None:
+                raise ValueError("a task weighs exposures, but targets.propensity is None")
+            counts = torch.where(labels > 0.5, self.on_positives, self.on_negatives) > 0
+            weights = weights * torch.where(counts, targets.propensity.detach(), 1)
+        if self._has_pos_weight:
             weights = weights * torch.where(labels > 0.5, self.pos_weights, 1)
         return weights
 

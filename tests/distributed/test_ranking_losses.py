@@ -58,17 +58,18 @@ def _objective(rows) -> torch.Tensor:
 
     losses = [
         TaskLoss(of_batch=Generative(), alpha=0.25, is_grouped=True, has_level=True),
-        TaskLoss(of_batch=RankNet("group_mean"), alpha=0.5, is_grouped=True),
+        TaskLoss(of_batch=RankNet("group_mean"), alpha=0.5, is_grouped=True, pos_weight=3.0),
         TaskLoss(Focal(2.0)),
-        TaskLoss(of_batch=ListNet(), alpha=0.75),
+        TaskLoss(of_batch=ListNet(), alpha=0.75, propensity="both"),
         TaskLoss(of_batch=Generative(True), alpha=0.0, has_level=True),
     ]
     z = torch.stack([rows.logits * k for k in (1.0, 0.5, -1.0, 2.0, 3.0)], 1)
     labels, weights = (each.unsqueeze(1).expand_as(z) for each in (rows.labels, rows.weights))
     valid = (torch.arange(5) * rows.groups.unsqueeze(1) != 4).double()
     levels = torch.stack([torch.sin(rows.logits), torch.cos(rows.logits)], 1)
-    objective = Objective(losses, [1.0, 2.0, 0.5, 1.0, 1.0], [1.0, 3.0, 1.0, 1.0, 0.5])
-    loss, _ = objective(z, Targets(labels, valid, weights, rows.groups), levels)
+    objective = Objective(losses, [1.0, 2.0, 0.5, 1.0, 1.0])
+    targets = Targets(labels, valid, weights, torch.sigmoid(z.detach()), rows.groups)
+    loss, _ = objective(z, targets, levels)
     return loss
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from prismrec.config.objectives import Jrc, LossSection, loss_of
+from prismrec.config.propensity import Propensity
 from prismrec.config.section import Section
 
 
@@ -141,7 +142,10 @@ class Task(Section):
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of negatives kept in training; logits are put right for it everywhere else."""
 
-    @field_validator("loss", mode="plain")
+    propensity: Propensity | None = None
+    """Weights against repeated exposure; none if not given."""
+
+    @field_validator("loss", mode="before")
     @classmethod
     def _loss(cls, value: Any) -> str | LossSection:
         return loss_of(value)

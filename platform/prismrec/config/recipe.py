@@ -133,8 +133,13 @@ class Recipe(Section):
     @property
     def raw_columns(self) -> list[str]:
         """Raw columns that the model is served with, each once."""
-        domain = self.features.domain if self.reads_domain else None
-        return list(dict.fromkeys([*self.features.columns, *([domain] if domain else [])]))
+        columns = self.features.columns
+        if self.reads_domain and self.features.domain:
+            columns.append(self.features.domain)
+        for task in self.tasks:
+            if task.propensity is not None and task.propensity.undo:
+                columns += task.propensity.columns
+        return list(dict.fromkeys(columns))
 
     @property
     def registered_name(self) -> str | None:

@@ -71,6 +71,9 @@ class TrainSection(Section):
     backward pass."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two records of the training loss."""
+    log_negative_gradients: bool = False
+    """Record with the loss how hard it pushes the logits of negatives and of positives, by predicted
+    probability; also `gradients.csv` and a plot."""
     optimizer: DenseOptimizer = DenseOptimizer()
     schedule: Schedule = Schedule()
 

@@ -35,6 +35,8 @@ class Batch(Pipelineable):
         time: (B,) int64, 0 where the recipe names no time.
         managed: codes of the ids of the features whose tables give rows to ids as they come, which
             are not in `sparse`; None where there are none.
+        propensity: (B, T) float32 in (0, 1], weights against repeated exposure of the rows' labels;
+            None where no task has some.
     """
 
     sparse: KeyedJaggedTensor
@@ -46,6 +48,7 @@ class Batch(Pipelineable):
     group: Tensor
     time: Tensor
     managed: KeyedJaggedTensor | None = None
+    propensity: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on another device."""

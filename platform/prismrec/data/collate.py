@@ -36,7 +36,9 @@ class Block:
         self._starts = [0, *itertools.accumulate(widths)]
         self._ids = np.empty((steps, self._starts[-1]), np.int64)
         self._keys = np.empty((steps, len(columns.keys), batch_rows), np.int64)
-        self._floats = np.empty((steps, dense + 2 * tasks, batch_rows), np.float32)
+        self._weighted = list(columns.weighted)
+        floats = dense + 2 * tasks + len(self._weighted)
+        self._floats = np.empty((steps, floats, batch_rows), np.float32)
         self._weights = np.ones((steps, tasks, batch_rows), np.float32)
         bagged = steps if self._bags else 1  # without bags all steps have the same lengths
         self._lengths = np.empty((bagged, len(columns.sparse), batch_rows), np.int32)
@@ -80,16 +82,17 @@ class Block:
         self.put(last.repeat(count), (0, count), part, offset)
         for each, value in zip(counts, before, strict=True):
             each[:] = value
-        first_valid = len(self._columns.dense) + len(self._columns.labels)
+        tasks = len(self._columns.labels)
+        first_valid = len(self._columns.dense) + tasks
         for tile in tiles(part, offset, count):
             self._weights[tile.steps, :, tile.columns] = 0
-            self._floats[tile.steps, first_valid:, tile.columns] = 0
+            self._floats[tile.steps, first_valid : first_valid + tasks, tile.columns] = 0
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; it shares the block's memory."""
         tasks, dense = len(self._columns.labels), len(self._columns.dense)
         floats = torch.from_numpy(self._floats[step])
-        labels, valid = floats[dense : dense + tasks], floats[dense + tasks :]
+        labels, valid, _ = floats[dense:].tensor_split([tasks, 2 * tasks])
         keys = iter(torch.from_numpy(self._keys[step]))
         chosen = (self._columns.domain, self._columns.group, self._columns.time)
         none = torch.zeros(self._batch_rows, dtype=torch.int64)
@@ -104,7 +107,16 @@ class Block:
             group=group,
             time=time,
             managed=self._keyed(step, self._managed) if self._has_managed else None,
+            propensity=self._propensity(floats),
         )
+
+    def _propensity(self, floats: torch.Tensor) -> torch.Tensor | None:
+        """(B, T) weights of one step's rows, 1 for tasks without; None where no task has some."""
+        if not self._weighted:
+            return None
+        weights = torch.ones(self._batch_rows, len(self._columns.labels))
+        weights[:, self._weighted] = floats[-len(self._weighted) :].t()
+        return weights
 
     def _put_ints(self, at: int, column: Ints, tile: Tile) -> None:
         source = tile.shape(column)

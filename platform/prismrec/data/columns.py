@@ -10,9 +10,11 @@ import pyarrow as pa
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature, Task
 from prismrec.config.ids import DirectIds
+from prismrec.config.propensity import Propensity
 from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import CodeEncoder
 from prismrec.data.encode.encoders import Encoder
+from prismrec.data.propensity import check_columns
 from prismrec.data.schema import DataSchema
 from prismrec.data.source import DataSource
 
@@ -51,11 +53,13 @@ class LabelColumn:
         column: label column.
         valid: column that is 1 in the task's sample space, None where that is every row.
         negative_rate: share of negatives that stay valid.
+        propensity: weights of the rows against repeated exposure, None where none are read.
     """
 
     column: str
     valid: str | None
     negative_rate: float
+    propensity: Propensity | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class ReadColumns:
 
     Sparse features are in the order of the recipe, those of managed tables after the others.
     `ints` are the single ids, then domain, group and time as far as there are any; `floats` are
-    the dense columns, the labels and the validity of each label; `bags` are the bags.
+    the dense columns, the labels, the validity of each label and the propensity weights of the
+    labels that have some; `bags` are the bags.
     """
 
     sparse: tuple[IdColumn, ...]
@@ -92,10 +97,17 @@ class ReadColumns:
         return tuple(name for name in (self.domain, self.group, self.time) if name is not None)
 
     @property
+    def weighted(self) -> dict[int, Propensity]:
+        """Propensities by the place of their label."""
+        found = ((at, each.propensity) for at, each in enumerate(self.labels))
+        return {at: propensity for at, propensity in found if propensity is not None}
+
+    @property
     def names(self) -> frozenset[str]:
         """Columns that are decoded."""
         ids = [name for each in self.sparse for name in (each.column, each.weights)]
         labels = [name for each in self.labels for name in (each.column, each.valid)]
+        labels += [name for each in self.weighted.values() for name in each.columns]
         chosen = [*ids, *self.dense, *labels, *self.keys]
         return frozenset(name for name in chosen if name is not None)
 
@@ -136,7 +148,7 @@ def read_columns(
     return ReadColumns(
         tuple(sorted(sparse, key=lambda each: each.is_managed)),
         features.dense,
-        tuple(_label_column(task, schema, training) for task in recipe.tasks),
+        tuple(_label_column(task, source, training) for task in recipe.tasks),
         features.domain,
         features.group,
         features.time,
@@ -159,11 +171,16 @@ def _id_column(
     return IdColumn(feature.name, feature.source, is_bag, feature.weights, encoder, is_strict)
 
 
-def _label_column(task: Task, schema: DataSchema, training: bool) -> LabelColumn:
+def _label_column(task: Task, source: DataSource, training: bool) -> LabelColumn:
+    schema, propensity = source.schema, task.propensity
+    if propensity is not None:
+        check_columns(source, propensity)
+        if not (training or propensity.undo):
+            propensity = None
     schema.column(task.label, ("label",), f"tasks '{task.name}' label")
     if task.valid is not None:
         schema.column(task.valid, ("label", "number"), f"tasks '{task.name}' valid")
-    return LabelColumn(task.label, task.valid, task.negative_rate if training else 1.0)
+    return LabelColumn(task.label, task.valid, task.negative_rate if training else 1.0, propensity)
 
 
 def _integer_column(source: DataSource, name: str, used_as: str) -> None:

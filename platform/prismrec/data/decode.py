@@ -16,6 +16,7 @@ from prismrec.data.columns import IdColumn, LabelColumn, ReadColumns
 from prismrec.data.encode.encoders import outside
 from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
 from prismrec.data.filters import RowFilter, unreadable
+from prismrec.data.propensity import weights_of
 from prismrec.data.rows import Bag, Floats, Ints, Rows
 from prismrec.data.source import DataSource
 from prismrec.data.values import NO_KEY, floats, ints, label_and_valid, one_array
@@ -80,10 +81,14 @@ class Decoder:
         dense = [floats(arrays[name]) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
+        weights = [
+            weights_of(each, arrays[each.column], None if each.by is None else arrays[each.by])
+            for each in self.columns.weighted.values()
+        ]
         return Rows(
             table.num_rows,
             (*ids, *keys),
-            (*dense, *(label for label, _ in labels), *(valid for _, valid in labels)),
+            (*dense, *(label for label, _ in labels), *(valid for _, valid in labels), *weights),
             tuple(self._bag(each, arrays, group) for each in self.columns.bags),
         )
 

@@ -23,6 +23,7 @@ from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.encoders import Encoder
 from prismrec.data.encode.tables import encoders_of
+from prismrec.data.propensity import weights_of
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import Inputs, build_model, fields_of, spec_of
@@ -130,7 +131,7 @@ class InferenceModel:
             linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
             given, _ = self._head(Inputs(sets, linear, dense, self._domain(arrays)))
             logits, _ = self._decoder(given.float())
-            return logits + self.logit_offsets  # type: ignore[no-any-return]
+            return logits + self.logit_offsets - self._log_propensity(arrays, len(logits))  # type: ignore[no-any-return]
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""
@@ -156,6 +157,17 @@ class InferenceModel:
             return None
         ids = raw.keys(arrays[self._domains.column])
         return torch.from_numpy(self._domains.known(ids, "row {} of the request".format))
+
+    def _log_propensity(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
+        """(B, T) what weights against repeated exposure, where they are undone, took off the logits."""
+        logs = torch.zeros(num_rows, len(self.tasks))
+        for t, task in enumerate(self.recipe.tasks):
+            section = task.propensity
+            if section is not None and section.undo:
+                by = None if section.by is None else arrays[section.by]
+                weights = weights_of(section, arrays[section.column], by)
+                logs[:, t] = torch.log(torch.from_numpy(weights))
+        return logs
 
     def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
         dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)

@@ -34,6 +34,28 @@ def plot_loss(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path:
     return _save(figure, path)
 
 
+def plot_pushes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: Path) -> Path:
+    """Mean gradient of the logits against step, on a logarithmic scale.
+
+    Args:
+        curves: steps and means by name of the curve, such as `click negatives`.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, means) in curves.items():
+        axes.plot(steps, means, label=name, marker="." if len(steps) < 50 else None)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean |dL/dz|")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
 def plot_calibration(bins: Mapping[str, CalibrationBins], path: Path) -> Path:
     """Observed rate against predicted probability, both on a logarithmic scale.
 

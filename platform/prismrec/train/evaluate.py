@@ -16,6 +16,7 @@ from prismrec.data.batch import Batch
 from prismrec.train.metrics.bootstrap import Resampling
 from prismrec.train.metrics.calibration import CalibrationCurve
 from prismrec.train.metrics.evaluation import Evaluation
+from prismrec.train.propensity import Corrections
 from prismrec.train.sharding import ShardedModel
 from prismrec.train.state import TrainState, score
 
@@ -44,11 +45,6 @@ class Report:
         return {f"{split}/{name}": value for name, value in self.metrics.items()}
 
 
-def logit_offsets(recipe: Recipe) -> Tensor:
-    """What to add to each task's logits, (T,); see `Task.logit_offset`."""
-    return torch.tensor([task.logit_offset for task in recipe.tasks])
-
-
 @contextmanager
 def evaluation_mode(sharded: ShardedModel) -> Iterator[None]:
     """No dropout, running moments, averaged weights, vectors sent in fp32: as it will be exported.
@@ -69,7 +65,7 @@ def evaluation_mode(sharded: ShardedModel) -> Iterator[None]:
 
 
 def predict_batch(sharded: ShardedModel, batch: Batch) -> Tensor:
-    """Logits (B, T) of one batch, without down-sampling being undone.
+    """Logits (B, T) of one batch, before any `Corrections`.
 
     Collective: every rank calls it with a batch of the same number of rows.
     """
@@ -94,7 +90,7 @@ class Evaluator:
         self._recipe = recipe
         self._sharded = sharded
         self._frequency = frequency
-        self._offsets = logit_offsets(recipe)
+        self._corrections = Corrections(recipe)
         self._slices = tuple(
             name
             for name, used in (
@@ -118,7 +114,7 @@ class Evaluator:
             for batch in batches:
                 logits = predict_batch(self._sharded, batch.to(device))
                 evaluation.update(
-                    logits.cpu() + self._offsets,
+                    self._corrections(logits, batch),
                     batch.labels,
                     batch.valid,
                     batch.weights,

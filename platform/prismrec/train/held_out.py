@@ -17,9 +17,10 @@ from prismrec.config import Recipe
 from prismrec.data.batch import Batch
 from prismrec.data.lookup import raw_rows
 from prismrec.data.reader import Reader
-from prismrec.train.evaluate import evaluation_mode, logit_offsets, predict_batch
+from prismrec.train.evaluate import evaluation_mode, predict_batch
 from prismrec.train.feed import Splits
 from prismrec.train.model import Leaf
+from prismrec.train.propensity import Corrections
 from prismrec.train.sharding import ShardedModel
 
 MAX_ROWS = 20_000
@@ -35,14 +36,21 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
     """
     reader = splits.held_out()
     leaf = sharded.leaf
-    offsets, tables = logit_offsets(recipe), []
+    corrections, tables = Corrections(recipe), []
     before = (0,) * reader.lanes.num_lanes
     with evaluation_mode(sharded), _full_precision(leaf):
         for step, (batch, state) in enumerate(reader.epoch()):
-            logits = predict_batch(sharded, batch.to(sharded.ranks.device)).cpu() + offsets
+            logits = predict_batch(sharded, batch.to(sharded.ranks.device))
             if sharded.ranks.is_first:
                 tables.append(
-                    _table(recipe, splits, reader, (before, state.offsets), batch, logits)
+                    _table(
+                        recipe,
+                        splits,
+                        reader,
+                        (before, state.offsets),
+                        batch,
+                        corrections(logits, batch),
+                    )
                 )
             before = state.offsets
             if (step + 1) * reader.batch_rows >= MAX_ROWS:

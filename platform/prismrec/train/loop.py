@@ -13,6 +13,7 @@ from prismrec.data.source import DataSource
 from prismrec.models import spec_of
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
+from prismrec.train.gradients import write_pushes
 from prismrec.train.held_out import write_held_out
 from prismrec.train.initial import start_weights
 from prismrec.train.interrupts import StopRequest, signals_ask
@@ -21,6 +22,7 @@ from prismrec.train.occupancy import occupancy
 from prismrec.train.pipeline import Pipeline
 from prismrec.train.precision import resolve_precision
 from prismrec.train.process_group import Ranks
+from prismrec.train.propensity import with_propensities
 from prismrec.train.run_files import RunFiles
 from prismrec.train.saving import Saver
 from prismrec.train.sharding import ShardedModel, shard_model
@@ -97,6 +99,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
         UserError: the recipe does not fit the data, the device or the checkpoint.
     """
     ranks = session.ranks
+    recipe = with_propensities(recipe, source, ranks)
     spec = spec_of(recipe, source.schema)
     splits = Splits(recipe, source, ranks)
     total_steps = splits.total_steps()
@@ -123,7 +126,8 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             output = pipeline.step(feed)
             meter.add(output, feed.take(state, saver.ledger), feed.waited())
             if meter.is_due(state.step):
-                session.log(meter.read() | sharded.managed_ids(), state)
+                pushes = _pushes(session, sharded, state)
+                session.log(meter.read() | pushes | sharded.managed_ids(), state)
             if splits.evaluates_after(state.step):
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
@@ -233,6 +237,20 @@ def _of_tables(
     if session.probe is None:
         return seen
     return seen | session.probe(sharded.shards(), sharded.spec, state.step)
+
+
+def _pushes(session: Session, sharded: ShardedModel, state: TrainState) -> dict[str, float]:
+    """How hard the objective pushed the logits since the last reading, if the recipe asks for it.
+
+    Collective: every rank calls it.
+    """
+    gradients = sharded.leaf.gradients
+    if gradients is None:
+        return {}
+    pushes = gradients.read(session.ranks)
+    if session.ranks.is_first:
+        write_pushes(session.files.gradients, state.step, pushes)
+    return {each.name: each.mean for each in pushes}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,6 +12,7 @@ from prismrec.config import Recipe
 from prismrec.models.objectives import Objective
 from prismrec.train.model import Output
 from prismrec.train.process_group import Ranks
+from prismrec.train.row_weights import RowWeights
 
 
 class Meter:
@@ -33,6 +34,7 @@ class Meter:
         self._every = recipe.train.log_every
         self._ranks = ranks
         self._total_steps = total_steps
+        self._weights = RowWeights(tasks, objective.weighted, ranks)
         self._sums = torch.zeros(len(self._names), device=ranks.device)
         self._since = self._lap_start = time.perf_counter()
         self._seconds = self._waited = 0.0
@@ -42,7 +44,9 @@ class Meter:
     def add(self, output: Output, rows: int, waited_s: float) -> None:
         """Take one step: its output, the rows of all ranks and the seconds spent on data."""
         losses = output.losses
+        assert losses is not None
         self._sums += torch.cat([output.loss.reshape(1), losses.per_task, losses.parts])
+        self._weights.add(losses.weights)
         self._rows += rows
         self._lap_rows += rows
         self._lap_steps += 1
@@ -56,6 +60,8 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Mean losses over all ranks since the last reading, rows per second, share of waiting.
 
+        Of tasks whose rows are weighted also what `RowWeights` reads.
+
         Collective: every rank calls it at the same step.
         """
         means = self._ranks.sum(self._sums / (self._lap_steps * self._ranks.world_size))
@@ -64,6 +70,7 @@ class Meter:
         values = {f"train/{n}": float(v) for n, v in zip(self._names, means, strict=True)}
         values["train/examples_per_second"] = self._lap_rows / elapsed
         values["train/data_wait"] = min(1.0, self._waited / elapsed)
+        values |= self._weights.read()
         self._sums.zero_()
         self._lap_start, self._lap_rows, self._lap_steps, self._waited = now, 0, 0, 0.0
         return values

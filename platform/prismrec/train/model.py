@@ -23,6 +23,7 @@ from prismrec.models.objectives import (
     build_decoder,
     build_objective,
 )
+from prismrec.train.gradients import LogitGradients
 
 
 class Output(NamedTuple):
@@ -30,12 +31,12 @@ class Output(NamedTuple):
 
     Args:
         loss: a scalar, this rank's share.
-        losses: what it is made of.
+        losses: what it is made of; None in evaluation, where nothing is lost.
         logits: (B, T).
     """
 
     loss: Tensor
-    losses: Losses
+    losses: Losses | None
     logits: Tensor
 
 
@@ -76,6 +77,9 @@ class Leaf(nn.Module):
         decoder: from these to a logit per task.
         objective: from logits and labels to the loss.
         is_bf16: run the ranking model under bfloat16 autocast.
+
+    Attributes:
+        gradients: told the logits of every training step, if set.
     """
 
     def __init__(
@@ -86,9 +90,10 @@ class Leaf(nn.Module):
         self.decoder = decoder
         self.objective = objective
         self.is_bf16 = is_bf16
+        self.gradients: LogitGradients | None = None
 
     def forward(self, pooled: tuple[KeyedTensor, ...], batch: Batch) -> tuple[Tensor, Output]:
-        """The loss to differentiate and what the loop reports.
+        """The loss to differentiate and what the loop reports; in evaluation mode only the logits.
 
         Collective: the loss is a mean over the rows of all ranks.
 
@@ -99,8 +104,15 @@ class Leaf(nn.Module):
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.is_bf16):
             columns, auxiliary = self.ranker(side_by_side(pooled), batch)
         logits, levels = self.decoder(columns.float())
-        targets = Targets(batch.labels, batch.valid, batch.weights, batch.group, batch.domain)
+        if not self.training:  # what is asked for are the logits
+            none = logits.new_zeros(())
+            return none, Output(none, None, logits.detach())
+        targets = Targets(
+            batch.labels, batch.valid, batch.weights, batch.propensity, batch.group, batch.domain
+        )
         total, losses = self.objective(logits, targets, levels)
+        if self.gradients is not None:
+            self.gradients.watch(logits, batch.labels, losses.weights)
         for loss in auxiliary.values():
             total = total + loss.float()
         return total, Output(total.detach(), losses, logits.detach())
@@ -155,6 +167,8 @@ def build_train_model(
     ranker = Ranker(spec, model, recipe).to(device)
     objective = build_objective(recipe).to(device)
     leaf = Leaf(ranker, build_decoder(recipe).to(device), objective, is_bf16)
+    if recipe.train.log_negative_gradients:
+        leaf.gradients = LogitGradients(recipe.task_names, device)
     meta = torch.device("meta")
     has_fixed = any(not table.is_managed for table in spec.tables)
     tables = build_collection(spec, meta) if has_fixed else None

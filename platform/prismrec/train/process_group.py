@@ -47,6 +47,15 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest of `values` over the ranks, on all of them.
+
+        Collective: every rank calls it with the same shape and type.
+        """
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
     def share_text(self, text: str) -> str:
         """Rank 0's text, on every rank.
 

@@ -93,6 +93,11 @@ class RunFiles:
         self.plan.write_text(json.dumps(plan, indent=1) + "\n")
 
     @property
+    def gradients(self) -> Path:
+        """How hard the objective pushed the logits, by step."""
+        return self.directory / "gradients.csv"
+
+    @property
     def curves(self) -> Path:
         """Calibration of each task on the test rows."""
         return self.directory / "calibration.json"

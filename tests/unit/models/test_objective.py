@@ -236,7 +236,7 @@ def test_groups_masks_and_weights_reach_the_pairs() -> None:
     for reduction, expected in (("pair_mean", 0.4397515447), ("group_mean", 0.4483329046)):
         loss = TaskLoss(of_batch=RankNet(reduction), alpha=0.0, is_grouped=True)
         objective = Objective([loss], [1.0])
-        total, _ = objective(z, Targets(y, valid, torch.ones(6, 1), group))
+        total, _ = objective(z, Targets(y, valid, torch.ones(6, 1), group=group))
         assert total.item() == pytest.approx(expected, abs=2e-10)
     with pytest.raises(ValueError, match=r"compares rows of a group, but targets\.group is None"):
         objective(z, Targets(y, valid, torch.ones(6, 1)))
@@ -246,7 +246,7 @@ def test_groups_masks_and_weights_reach_the_pairs() -> None:
 
 
 def test_positives_weigh_what_is_asked() -> None:
-    objective = Objective([TaskLoss()], [1.0], [3.0])
+    objective = Objective([TaskLoss(pos_weight=3.0)], [1.0])
     logits, labels, ones = torch.zeros(2, 1), torch.tensor([[1.0], [0.0]]), torch.ones(2, 1)
     logits[1] = 2.0
     total, losses = objective(logits, Targets(labels, ones, ones))
@@ -294,7 +294,7 @@ def test_a_recipe_names_losses() -> None:
     )
     objective = build_objective(recipe)
     expected = [
-        TaskLoss(of_batch=RankNet("group_mean", False), alpha=0.7, is_grouped=True),
+        TaskLoss(of_batch=RankNet("group_mean", False), alpha=0.7, is_grouped=True, pos_weight=4.0),
         TaskLoss(of_batch=Generative(True), alpha=0.5, has_level=True),
         TaskLoss(of_batch=Rcr(), alpha=0.9),
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prismrec.tracking.plots import calibration_bins, plot_calibration, plot_loss
+from prismrec.tracking.plots import calibration_bins, plot_calibration, plot_loss, plot_pushes
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -33,6 +33,7 @@ def test_plots_are_png_files(tmp_path: Path) -> None:
     }
     for path in (
         plot_loss(curves, tmp_path / "plots" / "loss.png"),
+        plot_pushes(curves, tmp_path / "plots" / "gradients.png"),
         plot_calibration(bins, tmp_path / "plots" / "calibration.png"),
     ):
         content = path.read_bytes()
