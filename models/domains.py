@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismrec.models.collectives import sum_over_ranks
+from prismrec.models.inputs import Inputs
 from prismrec.models.layers import MLPSpec, NormKind, stacked_shape, widened
 from prismrec.models.products import affine
+from prismrec.models.towers import TaskTowers
 
 
 def of_domain(branches: Tensor, domain: Tensor) -> Tensor:
@@ -331,9 +333,9 @@ class HeadOfDomain(nn.Module):
 
 
 class DomainTowers(nn.Module):
-    """A tower for each task and domain: ([B, T,] H) to logits (B, T).
+    """A tower for each task and domain, in the place of `TaskTowers`.
 
-    Only rows of a domain train its towers.
+    Only rows of a domain train its towers, and each has a bias of its own.
 
     Args:
         in_features: H.
@@ -347,15 +349,21 @@ class DomainTowers(nn.Module):
         self.copies = None if num_tasks == 1 else num_tasks
         self.of_domain = HeadOfDomain(num_domains)
         self.body = DomainMLP(in_features, mlp, num_domains, self.copies)
-        self.head = DomainLinear(self.body.out_dim, 1, num_domains, self.copies, bias=False)
+        self.head = DomainLinear(self.body.out_dim, 1, num_domains, self.copies)
 
-    def forward(self, h: Tensor, domain: Tensor) -> Tensor:
-        """Map (B, T, H), or (B, H) for all tasks alike, to (B, T); rows have `domain` (B,)."""
-        heads = self.of_domain(domain)
+    def forward(self, h: Tensor, inputs: Inputs) -> Tensor:
+        """Logits (B, T).
+
+        Args:
+            h: (B, T, H), or (B, 1, H) for one vector that all tasks read.
+            inputs: what the model was given, for the rows' domains.
+        """
+        assert inputs.domain is not None
+        heads = self.of_domain(inputs.domain)
         if self.copies is None:
-            h = h.squeeze(1) if h.dim() == 3 else h
+            h = h.squeeze(1)
         else:
-            h = h.transpose(0, 1) if h.dim() == 3 else h.expand(self.copies, *h.shape)
+            h = h.transpose(0, 1).expand(self.copies, -1, -1)
         h = self.body(h, heads)
         # Outside autocast: logits rounded to bfloat16 would tie, and AUC would lose.
         with torch.autocast(h.device.type, enabled=False):
@@ -373,3 +381,20 @@ class DomainTowers(nn.Module):
         for tensor in (*self.parameters(), *self.body.buffers()):
             tensor.copy_(tensor[:1].expand_as(tensor))
         self.of_domain.reset_parameters()
+
+
+def build_towers(in_features: int, mlp: MLPSpec, num_tasks: int, num_domains: int) -> nn.Module:
+    """A tower for each task, or one for each task and domain.
+
+    Args:
+        in_features: width of what they read.
+        mlp: the layers of each tower.
+        num_tasks: T.
+        num_domains: S, or 0 for towers that all rows share.
+
+    Returns:
+        A module with the `forward` of `TaskTowers`.
+    """
+    if num_domains:
+        return DomainTowers(in_features, mlp, num_tasks, num_domains)
+    return TaskTowers(in_features, mlp, num_tasks)

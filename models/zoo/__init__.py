@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -14,11 +16,12 @@ from prismrec.data.domains import domains_of
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
 from prismrec.models.inputs import Fields
-from prismrec.models.mixture import RankingModel
-from prismrec.models.zoo.single import SINGLE, Builder
+from prismrec.models.mixture import Composition, RankingModel
+from prismrec.models.zoo.heads import HEADS
+from prismrec.models.zoo.single import SINGLE
 
-MODELS: dict[str, Builder] = {**SINGLE}
-"""The composition of every model, by its recipe name."""
+MODELS: dict[str, Callable[[Any, Fields], Composition | nn.Module]] = {**SINGLE, **HEADS}
+"""What every model is, by its recipe name: a composition, or a module of its own."""
 
 
 def build_model(section: Section, fields: Fields) -> nn.Module:
@@ -37,7 +40,8 @@ def build_model(section: Section, fields: Fields) -> nn.Module:
     """
     if isinstance(section, Custom):
         return _custom(section, fields)
-    return RankingModel(MODELS[str(getattr(section, "name", ""))](section, fields), fields)
+    made = MODELS[str(getattr(section, "name", ""))](section, fields)
+    return RankingModel(made, fields) if isinstance(made, Composition) else made
 
 
 def needs_linear(section: Section) -> bool:

@@ -26,10 +26,8 @@ class ByDomain(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, T)."""
-        assert inputs.domain is not None
-        return self.towers(
-            torch.cat([inputs.sets[0].flatten(1), inputs.dense], 1), inputs.domain
-        ), {}
+        h = torch.cat([inputs.sets[0].flatten(1), inputs.dense], 1)
+        return self.towers(h.unsqueeze(1), inputs), {}
 
 
 def build(fields: Fields, options: dict[str, Any]) -> nn.Module:

@@ -15,9 +15,19 @@ from prismrec.config import UserError
 from prismrec.config.train import DenseOptimizer, Schedule
 from prismrec.embeddings.copies import TableCopies
 from prismrec.models.batch_norm import BatchNorm
+from prismrec.models.domains import DomainScale
+from prismrec.models.heads.star import DomainFactor
 from prismrec.models.layers import LayerNorm
 
-_NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, BatchNorm, LayerNorm)
+_SPARED = (
+    nn.LayerNorm,
+    nn.modules.batchnorm._BatchNorm,
+    BatchNorm,
+    LayerNorm,
+    DomainScale,
+    DomainFactor,
+)
+"""Modules of scales and factors around 1, which no decay may pull to 0."""
 _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -44,12 +54,12 @@ def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
 
 
 def dense_optimizer(model: nn.Module, section: DenseOptimizer) -> torch.optim.Optimizer:
-    """The optimizer of the dense weights; weight decay spares biases and normalisation."""
+    """The optimizer of the dense weights; weight decay spares biases, normalisation and factors."""
     spared: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_spared = name == "bias" or isinstance(module, _NORMS) or parameter.dim() <= 1
+            is_spared = name == "bias" or isinstance(module, _SPARED) or parameter.dim() <= 1
             if parameter.requires_grad:
                 (spared if is_spared else decayed).append(parameter)
     arguments: dict[str, Any] = {"lr": section.learning_rate}

@@ -49,8 +49,8 @@ def test_every_row_goes_through_the_head_of_its_domain(tmp_path: Path) -> None:
     alone = torch.stack([model.predict_logits({**raw, "tab": [s] * ROWS}) for s in range(3)])
     assert torch.equal(mixed, torch.stack([alone[s][row] for row, s in enumerate(tabs)]))
     assert (alone[0] - alone[1]).abs().min() > 1e-3
-    head = model._head.towers
-    assert head.of_domain.heads.tolist() == [0, 1, 2]
+    towers = model._head.towers
+    assert towers.of_domain.heads.tolist() == [0, 1, 2]
 
 
 def test_a_request_without_a_known_domain_is_refused(tmp_path: Path) -> None:

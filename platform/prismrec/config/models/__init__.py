@@ -11,6 +11,7 @@ from pydantic import Field
 
 from prismrec.config.external import PATTERN
 from prismrec.config.models.base import Common
+from prismrec.config.models.heads import HEADS
 from prismrec.config.models.single import SINGLE
 from prismrec.config.section import Section
 
@@ -26,5 +27,5 @@ class Custom(Section):
     """Whether it is given the domain of each row, which `features.domain` then has to name."""
 
 
-BUILT_IN: dict[str, type[Common]] = {**SINGLE}
+BUILT_IN: dict[str, type[Common]] = {**SINGLE, **HEADS}
 """Every model of the zoo by its recipe name."""

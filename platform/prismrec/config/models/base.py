@@ -47,3 +47,15 @@ class Deep(Common):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     norm: Literal["layer", "batch", "none"] = "layer"
     """Normalisation after each hidden linear layer; batch moments are over the global batch."""
+
+
+class DomainTowers(Common):
+    """What every model with a tower per task has that domains may have for themselves."""
+
+    domain_towers: bool = False
+    """Whether each domain has towers of its own, which only its rows train; see `features.domain`."""
+
+    @property
+    def reads_domain(self) -> bool:
+        """With towers of domains."""
+        return self.domain_towers
