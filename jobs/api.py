@@ -7,8 +7,10 @@ from typing import Any
 
 from prismrec.config import Recipe
 from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
+from prismrec.data.semantic.fit import Fit
 from prismrec.jobs.evaluate import evaluate_model, predict_data
 from prismrec.jobs.plan import Machines, plan_recipe
+from prismrec.jobs.semantic_ids import make_semantic_ids
 from prismrec.jobs.train import Options, Result, run_training
 
 
@@ -70,6 +72,34 @@ def predict(
         tracking_uri: where the registry is.
     """
     return predict_data(model, str(data), Path(out), tracking_uri, _silent)
+
+
+def semantic_ids(
+    vectors: str | Path,
+    out: str | Path,
+    how: Fit | str | Path | None = None,
+    *,
+    disambiguate: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write codes of items: the document of `prismrec data semantic-ids --json`.
+
+    Args:
+        vectors: file or directory of the items' vectors.
+        out: Parquet file; the codebooks are written beside it.
+        how: how to fit, `prismrec.data.semantic.fit.Fit(...)` and by default its defaults; or a file
+            of codebooks that exist.
+        disambiguate: add a column `rank` that tells items with equal codes apart.
+        overwrite: replace files that are there.
+    """
+    given = Fit() if how is None else how
+    return make_semantic_ids(
+        Path(vectors),
+        Path(out),
+        given if isinstance(given, Fit) else Path(given),
+        disambiguate=disambiguate,
+        overwrite=overwrite,
+    )
 
 
 def _silent(done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prismrec.config import ConfigError, Recipe, UserError, load
-    from prismrec.jobs.api import evaluate, plan, predict, train
+    from prismrec.jobs.api import evaluate, plan, predict, semantic_ids, train
     from prismrec.jobs.plan import Machines
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ _HOMES = {
     "evaluate": "prismrec.jobs.api",
     "plan": "prismrec.jobs.api",
     "predict": "prismrec.jobs.api",
+    "semantic_ids": "prismrec.jobs.api",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "plan",
     "predict",
+    "semantic_ids",
     "train",
 ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prismrec.cli import output
+from prismrec.cli import output, semantic_ids
 from prismrec.cli.options import AsJson, Overrides, RecipePath
 
 app = typer.Typer(
@@ -16,6 +16,8 @@ app = typer.Typer(
     epilog="Example: prismrec data synth out/demo/data --rows 200000",
     no_args_is_help=True,
 )
+
+app.command("semantic-ids", epilog=semantic_ids.EXAMPLE)(semantic_ids.semantic_ids)
 
 
 @app.command(epilog="Example: prismrec data synth out/world --rows 200000 --days 7 --seed 1")
