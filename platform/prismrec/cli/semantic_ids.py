@@ -61,28 +61,36 @@ def semantic_ids(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Fit codes of items, coarse to fine, on their vectors, and write them for use as features."""
-    from prismrec.data.semantic.codebooks import Codebooks
-    from prismrec.data.semantic.fit import fit_codebooks
-    from prismrec.jobs.semantic_ids import open_for, write_semantic_ids
-
-    fit = _fit(method, levels, codes, {"seed": seed, "sample": sample}, steps)
-    if codebooks is not None and any((method, levels, codes, seed is not None, sample, steps)):
+    given = (method, levels, codes, seed is not None, sample, steps)
+    if codebooks is not None and any(given):
         from prismrec.config import UserError
 
         raise UserError("--codebooks says how to code; leave out the options of a fit")
-    opened = open_for(vectors, out, overwrite=overwrite)
-    if codebooks is not None:
-        fitted = Codebooks.load(codebooks)
-    else:
-        unit = "steps" if fit.method == "rq_vae" else "levels"
-        with output.progress("Fitting", unit) as advance:
-            fitted = fit_codebooks(opened, fit, advance)
-    with output.progress("Coding", "items") as advance:
-        report = write_semantic_ids(opened, fitted, out, advance, disambiguate=disambiguate)
+    fit = _fit(method, levels, codes, {"seed": seed, "sample": sample}, steps)
+    report = _code(vectors, out, codebooks or fit, disambiguate, overwrite)
     if as_json:
         output.print_json(report)
     else:
         _print(report)
+
+
+def _code(
+    vectors: Path, out: Path, how: Any, disambiguate: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Fit codebooks, or read those of a file, and code the items, with a bar for each."""
+    from prismrec.data.semantic.codebooks import Codebooks
+    from prismrec.data.semantic.fit import fit_codebooks
+    from prismrec.jobs.semantic_ids import open_for, write_semantic_ids
+
+    opened = open_for(vectors, out, overwrite=overwrite)
+    if isinstance(how, Path):
+        fitted = Codebooks.load(how)
+    else:
+        unit = "steps" if how.method == "rq_vae" else "levels"
+        with output.progress("Fitting", unit) as advance:
+            fitted = fit_codebooks(opened, how, advance)
+    with output.progress("Coding", "items") as advance:
+        return write_semantic_ids(opened, fitted, out, advance, disambiguate=disambiguate)
 
 
 def _fit(

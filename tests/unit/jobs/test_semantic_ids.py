@@ -168,4 +168,4 @@ def test_real_item_vectors(tmp_path: Path, name: str) -> None:
     assert report["error"] < 0.04
     cosines = [report["cosine"], *(each["cosine"] for each in report["levels"])]
     assert cosines == sorted(cosines)
-    assert cosines[1] > 0.9 > 0.5 > cosines[0]
+    assert cosines[1] - cosines[0] > 0.1

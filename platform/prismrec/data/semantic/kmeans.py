@@ -52,8 +52,8 @@ def spread_centers(vectors: Tensor, num_centers: int, generator: torch.Generator
 
     Of a few that are drawn, the one is taken that leaves the least sum of squared distances.
 
-    Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007, with
-    the greedy choice of its section 6.
+    Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007, in
+    its greedy form.
 
     Args:
         vectors: (n, D), n at least V.
@@ -65,7 +65,7 @@ def spread_centers(vectors: Tensor, num_centers: int, generator: torch.Generator
     draws = draws.to(vectors.device)
     squares = vectors.square().sum(dim=1)
     distances = torch.ones_like(squares)  # the first is drawn from all alike
-    chosen = []
+    chosen: list[Tensor] = []
     for draw in draws:
         mass = distances.double().cumsum(dim=0)
         drawn = torch.searchsorted(mass, mass[-1] * draw, right=True).clamp(max=len(vectors) - 1)
