@@ -119,19 +119,21 @@ class Static(nn.Module):
     """
 
     bias: nn.Parameter | None
-    use: Tensor
     start: Tensor
+    seen: Tensor
 
     def __init__(
         self, kind: GateKind, use: Table, start: tuple[tuple[float, ...], ...] | None
     ) -> None:
         super().__init__()
         self.kind = kind
-        seen = torch.tensor(use)
+        seen = torch.tensor(use, dtype=torch.float32)
         given = torch.zeros(seen.shape) if start is None else torch.tensor(start)
         if given.shape != seen.shape:
             raise ValueError(f"scores must start as {tuple(seen.shape)}, got {tuple(given.shape)}")
-        self.register_buffer("use", seen, persistent=False)
+        if kind == "mean":
+            seen = seen / seen.sum(-1, keepdim=True)
+        self.register_buffer("seen", seen, persistent=False)
         self.register_buffer("start", given, persistent=False)
         is_learned = kind in ("static", "weights")
         self.bias = nn.Parameter(torch.empty(seen.shape)) if is_learned else None
@@ -147,15 +149,11 @@ class Static(nn.Module):
 
     def forward(self, stacks: Sequence[Tensor], inputs: Inputs) -> Tensor:
         """Gates (R, M)."""
-        if self.bias is not None and self.kind == "static":
-            scores = widened(self.bias).masked_fill(~self.use, -torch.inf)
-            return torch.softmax(scores, -1)
-        seen = self.use.to(torch.float32 if self.bias is None else self.bias.dtype)
-        if self.bias is not None:
-            seen = seen * self.bias
-        elif self.kind == "mean":
-            seen = seen / seen.sum(-1, keepdim=True)
-        return seen
+        if self.bias is None:
+            return self.seen
+        if self.kind == "weights":
+            return self.seen * self.bias
+        return torch.softmax(widened(self.bias).masked_fill(self.seen == 0, -torch.inf), -1)
 
 
 Gate = Scored | Static

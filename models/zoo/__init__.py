@@ -18,9 +18,14 @@ from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
 from prismrec.models.inputs import Fields
 from prismrec.models.mixture import Composition, RankingModel
 from prismrec.models.zoo.heads import HEADS
+from prismrec.models.zoo.multitask import MULTITASK
 from prismrec.models.zoo.single import SINGLE
 
-MODELS: dict[str, Callable[[Any, Fields], Composition | nn.Module]] = {**SINGLE, **HEADS}
+MODELS: dict[str, Callable[[Any, Fields], Composition | nn.Module]] = {
+    **SINGLE,
+    **MULTITASK,
+    **HEADS,
+}
 """What every model is, by its recipe name: a composition, or a module of its own."""
 
 

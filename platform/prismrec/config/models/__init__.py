@@ -12,6 +12,7 @@ from pydantic import Field
 from prismrec.config.external import PATTERN
 from prismrec.config.models.base import Common
 from prismrec.config.models.heads import HEADS
+from prismrec.config.models.multitask import MULTITASK
 from prismrec.config.models.single import SINGLE
 from prismrec.config.section import Section
 
@@ -27,5 +28,5 @@ class Custom(Section):
     """Whether it is given the domain of each row, which `features.domain` then has to name."""
 
 
-BUILT_IN: dict[str, type[Common]] = {**SINGLE, **HEADS}
+BUILT_IN: dict[str, type[Common]] = {**SINGLE, **MULTITASK, **HEADS}
 """Every model of the zoo by its recipe name."""

@@ -26,20 +26,24 @@ class Common(Section):
         """Whether the model tells the domains of rows apart, the `domain` input of its `forward`."""
         return False
 
-    merge: Literal["mean", "gate"] = "mean"
-    """How the experts of several sets meet: their mean, or a softmax gate per task."""
-
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""
         yield from ()
 
-    @field_validator("hidden", mode="before", check_fields=False)
+    @field_validator("hidden", "gate_hidden", "tower", mode="before", check_fields=False)
     @classmethod
     def _tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
 
-class Deep(Common):
+class Merging(Common):
+    """What every model has whose tasks share what the experts of several sets find."""
+
+    merge: Literal["mean", "gate"] = "mean"
+    """How the experts of several sets meet: their mean, or a softmax gate per task."""
+
+
+class Deep(Merging):
     """What every model with a DNN has."""
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)

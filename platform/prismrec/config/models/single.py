@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from prismrec.config.external import PATTERN
-from prismrec.config.models.base import Common, Deep
+from prismrec.config.models.base import Common, Deep, Merging
 from prismrec.config.models.interactions import (
     CINOptions,
     LayeredName,
@@ -24,7 +24,7 @@ class LR(Common):
     name: Literal["lr"]
 
 
-class Pairwise(Common):
+class Pairwise(Merging):
     """What every model that adds first-order weights and products of pairs has."""
 
     has_first_order: ClassVar[bool] = True
