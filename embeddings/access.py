@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -73,27 +74,45 @@ def local_shards(
 
 @torch.no_grad()
 def initialize(shards: list[LocalShard], spec: EmbeddingSpec) -> None:
-    """Fill the weights with normal numbers that depend on seed, table, set, row and column only.
+    """Fill the weights with numbers that depend on seed, table, set, row and column only.
 
-    Any layout, plan or world size starts from the same weights. Rows of unknown ids start at zero,
-    see `TableSpec`, and so do those of managed tables, which no id has yet.
+    Any layout, plan or world size starts from the same weights: normal numbers, or those of `Start`
+    in a table of numbers. Rows of unknown ids start at zero, see `TableSpec`, and so do those of
+    managed tables, which no id has yet, and all rows of a set whose deviation is 0.
     """
     deviations = {each.name: each.init_std for each in spec.sets}
-    known = {t.name: 0 if t.is_managed else t.known_rows for t in spec.tables}
+    tables = {each.name: each for each in spec.tables}
     for shard in shards:
-        deviation = deviations[shard.set_name]
-        rows = shard.weight.shape[0]
-        stop = shard.row + rows
-        columns = slice(shard.col, shard.col + shard.weight.shape[1])
+        table, deviation = tables[shard.table], deviations[shard.set_name]
         shard.weight.zero_()
-        if deviation == 0 or not rows:
+        if deviation == 0 or table.is_managed:
             continue
-        for block in range(shard.row // _INIT_ROWS, -(-stop // _INIT_ROWS)):
-            first = block * _INIT_ROWS
-            low, high = max(shard.row, first), min(stop, first + _INIT_ROWS, known[shard.table])
-            if low < high:
-                numbers = _normal(spec.seed, shard, block)[low - first : high - first, columns]
-                shard.weight[low - shard.row : high - shard.row] = numbers * deviation
+        if table.starts is None:
+            _fill(shard, spec.seed, (0, table.known_rows), deviation)
+        for start in table.starts or ():
+            _fill(shard, spec.seed, (start.first, start.stop), start.std, is_even=True)
+
+
+def _fill(
+    shard: LocalShard, seed: int, span: tuple[int, int], deviation: float, *, is_even: bool = False
+) -> None:
+    """Draw the rows of a block that lie in a span of rows of the table.
+
+    Args:
+        shard: the block.
+        seed: of all weights.
+        span: first row, and the row after the last.
+        deviation: standard deviation of the numbers.
+        is_even: drawn evenly around 0 instead of normally.
+    """
+    first, stop = max(shard.row, span[0]), min(shard.row + shard.weight.shape[0], span[1])
+    columns = slice(shard.col, shard.col + shard.weight.shape[1])
+    for block in range(first // _INIT_ROWS, -(-stop // _INIT_ROWS)):
+        begin = block * _INIT_ROWS
+        low, high = max(first, begin), min(stop, begin + _INIT_ROWS)
+        if low < high:
+            numbers = _drawn(seed, shard, block, is_even)[low - begin : high - begin, columns]
+            shard.weight[low - shard.row : high - shard.row] = numbers * deviation
 
 
 def drop_cached_rows(model: nn.Module) -> None:
@@ -117,13 +136,15 @@ def set_steps_done(model: nn.Module, steps: int) -> None:
                 kernel.iter_cpu.fill_(steps)
 
 
-def _normal(seed: int, shard: LocalShard, block: int) -> Tensor:
-    """Standard normal numbers for one block of rows of a whole set."""
+def _drawn(seed: int, shard: LocalShard, block: int, is_even: bool) -> Tensor:
+    """Numbers of mean 0 and deviation 1 for one block of rows of a whole set."""
     text = f"{seed}/{shard.key}/{block}".encode()
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
     generator = torch.Generator().manual_seed(number)
-    rows = min(_INIT_ROWS, shard.num_rows)
-    return torch.randn(rows, shard.num_cols, generator=generator)
+    shape = min(_INIT_ROWS, shard.num_rows), shard.num_cols
+    if is_even:
+        return (torch.rand(shape, generator=generator) * 2 - 1) * math.sqrt(3)
+    return torch.randn(shape, generator=generator)
 
 
 def _slice(

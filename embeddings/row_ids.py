@@ -21,6 +21,7 @@ from prismrec.data.encode.encoders import (
     VocabularyEncoder,
 )
 from prismrec.data.encode.ids import NULL_ID
+from prismrec.data.encode.numbers.tables import NumberRows, NumberTable
 from prismrec.data.encode.semantic import SemanticEncoder
 from prismrec.data.encode.tables import IdTable
 from prismrec.data.rows import Ints
@@ -116,11 +117,11 @@ class ListedRows:
         return np.where(found, self._order[places], NO_ROW)
 
 
-def fixed_row_ids(encoder: Encoder) -> RowIds | None:
-    """The ids of the rows of a table whose ids have fixed rows; None where ids share rows.
+def fixed_row_ids(encoder: Encoder | NumberRows) -> RowIds | None:
+    """The ids of the rows of a table whose ids have fixed rows; None where they share rows.
 
     Args:
-        encoder: of the table's ids; not of a managed table.
+        encoder: of the table; not of a managed one.
     """
     if isinstance(encoder, DirectEncoder):
         return DirectRows(encoder.rows)
@@ -142,20 +143,20 @@ class TableIds:
 
     def __init__(
         self,
-        tables: Mapping[str, IdTable],
+        tables: Mapping[str, IdTable | NumberTable],
         owners: Callable[[str], ListedRows] | None = None,
     ) -> None:
         self._tables = tables
         self._owners = owners
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, Encoder | NumberRows] = {}
         self._row_ids: dict[str, RowIds | None] = {}
 
     def kind(self, table: str) -> str:
-        """Kind of a table's ids, as `embedding.tables.NAME.ids` has it."""
-        return self._tables[table].options.ids.kind
+        """Kind of a table's ids, as `embedding.tables.NAME.ids` has it, or `number`."""
+        return self._tables[table].kind
 
-    def encoder(self, table: str) -> Encoder:
-        """From ids to rows of a table.
+    def encoder(self, table: str) -> Encoder | NumberRows:
+        """From ids to rows of a table; of a table of numbers, what its rows stand for.
 
         Raises:
             UserError: its vocabulary cannot be read.
@@ -230,8 +231,10 @@ def same_rows(start: int, stop: int) -> Ints:
     return np.arange(start, stop)
 
 
-def _fold_alike(first: Encoder, second: Encoder) -> bool:
+def _fold_alike(first: Encoder | NumberRows, second: Encoder | NumberRows) -> bool:
     """Whether two encoders send every id, unknown ones too, to the same rows."""
+    if isinstance(first, NumberRows) and isinstance(second, NumberRows):
+        return first == second
     if isinstance(first, HashEncoder) and isinstance(second, HashEncoder):
         return first.seeds == second.seeds and _share_alike(first.rows, second.rows)
     if isinstance(first, QuotientRemainderEncoder) and isinstance(second, QuotientRemainderEncoder):

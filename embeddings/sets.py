@@ -20,9 +20,11 @@ from prismrec.config.embedding import (
     ShardingKind,
     TableOptimizer,
     TableOptions,
+    covered,
 )
 from prismrec.config.sets import LINEAR as LINEAR
 from prismrec.config.sets import linear_set, packing_problem
+from prismrec.data.encode.numbers.tables import Start, number_tables
 from prismrec.data.encode.tables import id_tables
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.managed.spec import ManagedRows, managed_rows
@@ -55,8 +57,8 @@ class EmbeddingSet:
     learning_rate: float | None = None
 
     def covers(self, feature: str) -> bool:
-        """Whether a feature has a vector in this set."""
-        return self.features is None or feature in self.features
+        """Whether a field has a vector in this set."""
+        return covered(self.features, feature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class TableSpec:
         rows_per_id: rows that an id looks up; their sum is its vector.
         ids_per_row: ids of one row of the data over all features, as far as the planner knows; None
             for one of each feature.
+        starts: for a table of numbers, the rows that begin with drawn weights, with a deviation of
+            their own; None where all known rows do, with that of the set.
     """
 
     name: str
@@ -95,6 +99,7 @@ class TableSpec:
     unknown_rows: int = 1
     rows_per_id: int = 1
     ids_per_row: float | None = None
+    starts: tuple[Start, ...] | None = None
 
     @property
     def known_rows(self) -> int:
@@ -196,8 +201,8 @@ def embedding_spec(
         sets.append(EmbeddingSet(LINEAR, linear_set(recipe.num_logits).dim, 0.0))
     spec = EmbeddingSpec(
         sets=tuple(sets),
-        tables=tuple(_tables(recipe, schema)),
-        fields=tuple(feature.name for feature in recipe.features.sparse),
+        tables=(*_tables(recipe, schema), *_number_tables(recipe)),
+        fields=tuple(field.name for field in recipe.features.lookups),
         data_type=section.data_type,
         is_weighted=any(feature.weights for feature in recipe.features.sparse),
         seed=recipe.seed,
@@ -281,6 +286,27 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
     return tables
 
 
+def _number_tables(recipe: Recipe) -> list[TableSpec]:
+    section, lookups = recipe.embedding, recipe.features.lookups
+    return [
+        TableSpec(
+            name=name,
+            rows=table.rows.total,
+            features=tuple(each.name for each in lookups if each.table_name == name),
+            pooling="sum",
+            layout=table.options.layout or section.layout,
+            sharding=table.options.sharding or section.sharding,
+            optimizer=_optimizer(section, table.options),
+            kernel=table.options.kernel or section.kernel,
+            data_type=table.options.data_type,
+            unknown_rows=0,
+            rows_per_id=table.rows_per_id,
+            starts=table.starts,
+        )
+        for name, table in number_tables(recipe).items()
+    ]
+
+
 def _optimizer(section: EmbeddingSection, options: TableOptions | None) -> TableOptimizer:
     """The optimizer of one table: its own or everyone's, with its own learning rate if it has one."""
     chosen = (options and options.optimizer) or section.optimizer
@@ -293,10 +319,12 @@ def _check_pooled(spec: EmbeddingSpec, table: TableSpec) -> None:
     """Refuse a mean of rows where an id has several: their sum is its vector."""
     for each in spec.sets_of(table):
         if table.rows_per_id > 1 and spec.form(table, each).pooling == "mean":
+            what = f"embedding.tables.{table.name}.ids: an id's"
+            if table.starts is not None:
+                what = f"embedding.sets: in table '{table.name}' a number's"
             raise UserError(
-                f"embedding.tables.{table.name}.ids: an id's vector is the sum of "
-                f"{table.rows_per_id} rows, which the mean pooling of set '{each.name}' would "
-                "divide; use pooling = 'sum', or ids with one row each"
+                f"{what} vector is the sum of {table.rows_per_id} rows, which the mean pooling of "
+                f"set '{each.name}' would divide; use pooling = 'sum', or ids with one row each"
             )
 
 

@@ -20,6 +20,7 @@ from prismrec.embeddings.sets import EmbeddingSet
 from prismrec.models import Inputs, build_model, fields_of, spec_of
 from tests.helpers.runs import BATCH, LANES, ROWS, Start, Trained, make_recipe, train_on, write_rows
 from tests.helpers.tables import whole_tables
+from tests.unit.numbers.rows import num_rows, rows_of
 
 STEPS = 3
 KINDS = ("table_wise", "row_wise", "column_wise", "data_parallel")
@@ -67,6 +68,19 @@ CASES |= {
         "embedding.tables.user={layout='spread'}",
     ),
 }
+CASES["numbers"] = (
+    "model={name='deepfm', hidden=[8, 8]}",
+    "features.numbers=[{name='x', encoding={kind='mnse', levels=50, quantiser='linear', low=-1.5, "
+    "high=1.5, init_std=0.1}}, {name='size', column='y', encoding={kind='mnse', bases=[3, 2], "
+    "levels=16, quantiser='linear', high=2.0, negative='sign'}}]",
+    "features.dense=['y']",
+    "embedding.tables.mnse_b2={sharding='row_wise'}",
+    "embedding.tables.mnse_b3={sharding='data_parallel'}",
+    "embedding.tables.mnse_b10={sharding='column_wise', learning_rate=0.1}",
+    "embedding.sets=[{name='wide', dim=8}, {name='some', dim=4, features=['user', 'item', 'size', "
+    "'tags', 'x::b10']}]",
+)
+"""`x` is in one set, and its decimal digits in both; a table of digits for each way to place one."""
 
 
 def recipe_of(data: Path, case: str) -> Recipe:
@@ -176,6 +190,16 @@ class Reference:
                     ]
                 )
             )
+        ends: dict[str, int] = {}
+        numbers = self.recipe.features.numbers
+        for number, base in [(each, base) for each in numbers for base in each.encoding.bases]:
+            first = ends.get(f"mnse_b{base}", 0)
+            ends[f"mnse_b{base}"] = first + num_rows(number.encoding, base)
+            if each_set.covers(f"{number.name}::b{base}"):
+                table = self.tables[f"mnse_b{base}/{each_set.name}"]
+                values = [row[number.source] for row in rows]
+                bags = [rows_of(value, number.encoding, base, first) for value in values]
+                fields.append(table[torch.tensor(bags)].sum(1))
         embedded = torch.stack(fields, 1)
         assert embedded.shape[2] == each_set.dim
         return embedded

@@ -17,6 +17,7 @@ from prismrec.checkpoint.tables import CheckpointTables
 from prismrec.config import UserError
 from prismrec.data.encode.encoders import Encoder, HashEncoder, QuotientRemainderEncoder
 from prismrec.data.encode.ids import NULL_ID
+from prismrec.data.encode.numbers.tables import NumberRows
 from prismrec.data.rows import Floats, Ints
 from prismrec.data.vectors import Key, VectorWriter
 from prismrec.data.write import staged
@@ -79,12 +80,12 @@ class _View:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        if isinstance(self.encoder, HashEncoder):
+        if isinstance(self.encoder, HashEncoder | NumberRows):
             return ("row",)
         return ("id",) if isinstance(self.encoder, QuotientRemainderEncoder) else ("id", "row")
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | NumberRows:
         return self.tables.ids.encoder(self.table)
 
     @property

@@ -17,7 +17,7 @@ from prismrec.checkpoint.reader import CheckpointReader
 from prismrec.checkpoint.snapshot import TOUCHED, WEIGHT
 from prismrec.config import UserError, from_dict, nearest
 from prismrec.data.encode.copies import with_copies
-from prismrec.data.encode.tables import id_tables
+from prismrec.data.encode.tables import encoded_tables
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.row_ids import ListedRows, TableIds
 
@@ -81,7 +81,7 @@ class CheckpointTables:
         recipe = with_copies(from_dict(extra["recipe"], source=str(path)), self.reader.path)
         schema = DataSchema.model_validate(extra["schema"])
         self.reader.verify_copies()
-        self.ids = TableIds(id_tables(recipe, schema), self._owners)
+        self.ids = TableIds(encoded_tables(recipe, schema), self._owners)
         """What the rows stand for."""
 
     def __enter__(self) -> Self:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from prismrec.config.numbers import MARK, NumberFeature
 from prismrec.config.objectives import Jrc, LossSection, loss_of
 from prismrec.config.propensity import Propensity
 from prismrec.config.section import Section
@@ -82,6 +84,26 @@ class SparseFeature(Section):
         return self.table or self.source
 
 
+class Lookup(Protocol):
+    """A field of the model that is looked up in a table: a sparse feature, or a part of a number."""
+
+    @property
+    def name(self) -> str:
+        """Name of the field."""
+
+    @property
+    def table_name(self) -> str:
+        """The table that it looks up."""
+
+    @property
+    def pooling(self) -> Literal["sum", "mean"]:
+        """How the rows of a bag become one vector."""
+
+    @property
+    def weights(self) -> str | None:
+        """List column with a weight for each id, if there is one."""
+
+
 class FeaturesSection(Section):
     """The columns of the data set that the model sees."""
 
@@ -89,6 +111,12 @@ class FeaturesSection(Section):
     """Id features: a name, or `{name=..., column=..., table=..., pooling=..., weights=...}`."""
     dense: tuple[str, ...] = ()
     """Numeric columns; a missing value reads as 0."""
+    numbers: tuple[Annotated[NumberFeature, BeforeValidator(_feature)], ...] = ()
+    """Numbers with an encoding: a column, or `{name=..., column=..., encoding=...}`."""
+    statistics: str | None = None
+    """JSON file with the ranges and quantiles of the numbers in the training rows, as
+    `prismrec data fit` writes it; a path or URL that every rank can read. Checkpoints and the
+    exported model hold a copy."""
     group: str | None = None
     """Column whose values are the groups of GAUC (user or request)."""
     domain: str | None = None
@@ -104,9 +132,15 @@ class FeaturesSection(Section):
         """Raw columns that the features are made of, each once: ids, weights, numbers."""
         names = [feature.source for feature in self.sparse]
         names += [feature.weights for feature in self.sparse if feature.weights]
+        names += [column for number in self.numbers for column in number.columns]
         return list(dict.fromkeys([*names, *self.dense]))
 
-    @field_validator("sparse", "dense", mode="before")
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Every field that is looked up, in the order of the model's fields: ids, then numbers."""
+        return (*self.sparse, *(each for number in self.numbers for each in number.lookups))
+
+    @field_validator("sparse", "dense", "numbers", mode="before")
     @classmethod
     def _tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -121,6 +155,49 @@ class FeaturesSection(Section):
         if twice:
             raise ValueError(f"named twice: {', '.join(twice)}")
         return value
+
+    @model_validator(mode="after")
+    def _across_features(self) -> FeaturesSection:
+        problems = [*_number_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _number_problems(features: FeaturesSection) -> Iterator[str]:
+    """Names that could not be told apart, rows that do not fit, and statistics that are missing."""
+    taken = {feature.name for feature in features.sparse}
+    if features.numbers:
+        yield from (
+            f"sparse[{index}].name: '{MARK}' parts the fields of a number, got '{feature.name}'"
+            for index, feature in enumerate(features.sparse)
+            if MARK in feature.name
+        )
+    shared: dict[str, tuple[object, ...]] = {}
+    for index, number in enumerate(features.numbers):
+        where = f"numbers[{index}]"
+        if not number.name or MARK in number.name:
+            yield f"{where}.name: not empty and without '{MARK}', got '{number.name}'"
+        if number.name in taken:
+            yield f"{where}.name: another feature is called '{number.name}'; choose another name"
+        taken.add(number.name)
+        form = shared.setdefault(number.rows_of, number.encoding.form)
+        if form != number.encoding.form:
+            yield (
+                f"{where}.share: rows can be shared by numbers of one kind, levels, widths and mode; "
+                f"those of '{number.rows_of}' differ"
+            )
+    fitted = [number.name for number in features.numbers if number.encoding.is_fitted]
+    if fitted and features.statistics is None:
+        yield (
+            f"statistics: missing; '{fitted[0]}'{_more(fitted)} is encoded by the statistics of the "
+            "training rows: name the file that `prismrec data fit RECIPE` is to write, or give the "
+            "range with a quantiser that needs nothing else"
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 class Task(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +15,7 @@ from prismrec.config.ids import (
     SemanticIds,
     VocabularyIds,
 )
+from prismrec.config.numbers import MARK
 from prismrec.config.section import Section
 
 ShardingKind = Literal[
@@ -111,7 +113,7 @@ class SetOptions(Section):
     dim: int
     """Width, a multiple of 4."""
     features: tuple[str, ...] | None = None
-    """Sparse features that have a vector in this set; all of them if not given."""
+    """Sparse features and numbers that have a vector in this set; all of them if not given."""
     init_std: float | None = Field(default=None, gt=0)
     """Standard deviation of the initial weights; `embedding.init_std` if not given."""
     data_type: DataType | None = None
@@ -134,8 +136,17 @@ class SetOptions(Section):
         return tuple(value) if isinstance(value, list) else value
 
     def covers(self, feature: str) -> bool:
-        """Whether a feature has a vector in this set."""
-        return self.features is None or feature in self.features
+        """Whether a field has a vector in this set."""
+        return covered(self.features, feature)
+
+
+def covered(features: tuple[str, ...] | None, field: str) -> bool:
+    """Whether a list of features, None for all, names a field or the number that it belongs to.
+
+    >>> covered(("price",), "price::b2"), covered(("price::b3",), "price::b2")
+    (True, False)
+    """
+    return features is None or field in features or field.partition(MARK)[0] in features
 
 
 CPU_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
@@ -242,6 +253,17 @@ def row_problem(options: TableOptions) -> str | None:
             "unknown_rows: with out_of_range = 'fail' only a missing id is unknown; leave it at 1"
         )
     return None
+
+
+def number_table_problems(name: str, options: TableOptions) -> Iterator[str]:
+    """Why a table of numbers cannot have its options, each in a sentence; nothing if it can."""
+    defaults = TableOptions()
+    for key in ("rows", "ids", "unknown_rows", "ids_per_row", "pretrained"):
+        if getattr(options, key) != getattr(defaults, key):
+            yield (
+                f"embedding.tables.{name}.{key}: the rows of this table are the digits of numbers, "
+                "not ids; leave it out"
+            )
 
 
 class Communication(Section):

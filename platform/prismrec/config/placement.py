@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Sequence
 
-from prismrec.config.data import SparseFeature
+from prismrec.config.data import Lookup
 from prismrec.config.embedding import (
     EmbeddingSection,
     SetOptions,
@@ -68,13 +68,13 @@ def refused_kinds(
 
 
 def placement_problems(
-    section: EmbeddingSection, features: Sequence[SparseFeature], linear: SetOptions | None
+    section: EmbeddingSection, features: Sequence[Lookup], linear: SetOptions | None
 ) -> Iterator[str]:
     """Why tables cannot lie where the recipe wants them; nothing if they can.
 
     Args:
         section: `[embedding]`.
-        features: those of the recipe.
+        features: those of the recipe that are looked up.
         linear: the set of first-order weights, for a model that has them.
     """
     rows = rows_of(section, features, linear)

@@ -15,6 +15,7 @@ from prismrec.config.embedding import (
     TableOptimizer,
     TableOptions,
     cpu_problem,
+    number_table_problems,
     row_problem,
     wire_problem,
 )
@@ -95,6 +96,7 @@ class Recipe(Section):
         problems = [
             *_lane_problems(self),
             *_name_problems(self),
+            *_number_table_names(self),
             *_set_problems(self),
             *_table_problems(self),
             *_device_problems(self),
@@ -205,6 +207,17 @@ def _name_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _number_table_names(recipe: Recipe) -> Iterator[str]:
+    """Tables of ids that have the name of one of numbers."""
+    numbers = {each.table_name for number in recipe.features.numbers for each in number.lookups}
+    for index, feature in enumerate(recipe.features.sparse):
+        if feature.table_name in numbers:
+            yield (
+                f"features.sparse[{index}].table: '{feature.table_name}' is the table of numbers; "
+                "set `table` to another name"
+            )
+
+
 def _forbidden(name: str) -> bool:
     return not name or any(part in name for part in (".", "/", "__"))
 
@@ -215,7 +228,7 @@ def _set_problems(recipe: Recipe) -> Iterator[str]:
         return _unread_sets(recipe.embedding, getattr(model, "name", ""))
     has_linear = getattr(model, "has_first_order", False)
     linear = linear_set(recipe.num_logits) if has_linear else None
-    given = (recipe.embedding, recipe.features.sparse, linear)
+    given = (recipe.embedding, recipe.features.lookups, linear)
     return chain(set_problems(*given), placement_problems(*given))
 
 
@@ -260,7 +273,7 @@ def _cache_problems(recipe: Recipe) -> list[str]:
         return []
     if recipe.train.device == "cpu":
         return [f"{where}: only a CUDA device caches rows of tables; on CPU leave it out"]
-    for name in dict.fromkeys(feature.table_name for feature in recipe.features.sparse):
+    for name in dict.fromkeys(feature.table_name for feature in recipe.features.lookups):
         options = section.tables.get(name, TableOptions())
         kernel, kind = options.kernel or section.kernel, options.sharding or section.sharding
         may_cache = kind != "data_parallel" and not isinstance(options.ids, ManagedIds)
@@ -297,7 +310,7 @@ def _optimizers_in_use(recipe: Recipe) -> dict[str, TableOptimizer]:
     """The optimizers that some set of some table has, by the key of the recipe that gives each."""
     section = recipe.embedding
     found: dict[str, TableOptimizer] = {}
-    for name in dict.fromkeys(feature.table_name for feature in recipe.features.sparse):
+    for name in dict.fromkeys(feature.table_name for feature in recipe.features.lookups):
         options = section.tables.get(name)
         for index, each in enumerate(section.resolved_sets):
             if each.optimizer is not None:
@@ -310,13 +323,17 @@ def _optimizers_in_use(recipe: Recipe) -> dict[str, TableOptimizer]:
 
 
 def _table_problems(recipe: Recipe) -> list[str]:
-    tables = {feature.table_name for feature in recipe.features.sparse}
+    tables = {feature.table_name for feature in recipe.features.lookups}
     problems = [
         f"embedding.tables.{name}: no feature uses this table; {nearest(name, tables)}"
         for name in recipe.embedding.tables
         if name not in tables
     ]
+    numbers = {each.table_name for number in recipe.features.numbers for each in number.lookups}
     for name, options in recipe.embedding.tables.items():
+        if name in numbers:
+            problems += number_table_problems(name, options)
+            continue
         problem = row_problem(options)
         if problem is not None:
             problems.append(f"embedding.tables.{name}.{problem}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prismrec.config.data import SparseFeature
+from prismrec.config.data import Lookup
 from prismrec.config.embedding import (
     DataType,
     EmbeddingSection,
@@ -46,16 +46,16 @@ _Form = tuple[DataType, str | None, TableOptimizer, str]
 
 
 def rows_of(
-    section: EmbeddingSection, features: Sequence[SparseFeature], linear: SetOptions | None
+    section: EmbeddingSection, features: Sequence[Lookup], linear: SetOptions | None
 ) -> Iterator[Row]:
     """The rows of every table; where the layout is `auto`, those of the packed one.
 
     Args:
         section: `[embedding]`.
-        features: those of the recipe.
+        features: those of the recipe that are looked up.
         linear: the set of first-order weights, for a model that has them.
     """
-    tables: dict[str, list[SparseFeature]] = {}
+    tables: dict[str, list[Lookup]] = {}
     for feature in features:
         tables.setdefault(feature.table_name, []).append(feature)
     sets = [*section.resolved_sets, *([linear] if linear is not None else [])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prismrec.config.data import SparseFeature
+from prismrec.config.data import Lookup
 from prismrec.config.embedding import (
     COUPLING_OPTIMIZERS,
     MAX_WIDTH,
@@ -12,6 +12,7 @@ from prismrec.config.embedding import (
     SetOptions,
 )
 from prismrec.config.errors import nearest
+from prismrec.config.numbers import MARK
 from prismrec.config.rows import once_for_all, rows_of
 
 LINEAR = "linear"
@@ -24,13 +25,13 @@ def linear_set(num_tasks: int) -> SetOptions:
 
 
 def set_problems(
-    section: EmbeddingSection, features: Sequence[SparseFeature], linear: SetOptions | None
+    section: EmbeddingSection, features: Sequence[Lookup], linear: SetOptions | None
 ) -> Iterator[str]:
     """Why the sets of a model do not go with each other, the features and the tables.
 
     Args:
         section: `[embedding]`.
-        features: those of the recipe.
+        features: those of the recipe that are looked up.
         linear: the set of first-order weights, for a model that has them.
     """
     yield from _name_problems(section)
@@ -88,9 +89,10 @@ def _name_problems(section: EmbeddingSection) -> Iterator[str]:
 
 
 def _coverage_problems(
-    section: EmbeddingSection, features: Sequence[SparseFeature], *, covers_all: bool
+    section: EmbeddingSection, features: Sequence[Lookup], *, covers_all: bool
 ) -> Iterator[str]:
     names = [feature.name for feature in features]
+    known = dict.fromkeys([*names, *(name.partition(MARK)[0] for name in names)])
     for index, each in enumerate(section.sets):
         where = f"embedding.sets[{index}].features"
         if each.features == ():
@@ -99,8 +101,8 @@ def _coverage_problems(
                 "`features` out"
             )
         for feature in each.features or ():
-            if feature not in names:
-                yield f"{where}: no sparse feature is called '{feature}'; {nearest(feature, names)}"
+            if feature not in known:
+                yield f"{where}: no sparse feature is called '{feature}'; {nearest(feature, known)}"
     missed = [n for n in names if not any(each.covers(n) for each in section.resolved_sets)]
     if missed and not covers_all:
         yield (
@@ -111,7 +113,7 @@ def _coverage_problems(
 
 
 def _row_problems(
-    section: EmbeddingSection, features: Sequence[SparseFeature], linear: SetOptions | None
+    section: EmbeddingSection, features: Sequence[Lookup], linear: SetOptions | None
 ) -> Iterator[tuple[str, str]]:
     """Problems of sets that share rows, each with its table."""
     for row in rows_of(section, features, linear):

@@ -30,6 +30,7 @@ class Block:
     def __init__(self, columns: ReadColumns, steps: int, batch_rows: int) -> None:
         self._columns = columns
         self._singles, self._bags = columns.singles, columns.bags
+        self._code_places, self._num_codes = columns.code_places, len(columns.codes)
         self._batch_rows = batch_rows
         tasks, dense = len(columns.labels), len(columns.dense)
         widths = [each.encoder.rows_per_id * batch_rows for each in self._singles]
@@ -67,8 +68,10 @@ class Block:
         """Copy `rows[span[0]:span[1]]`, whose first row is the stream's row `offset` of this block."""
         first, stop = span
         for tile in tiles(part, offset, stop - first):
-            for at, column in enumerate(rows.ints):
-                self._put_ints(at, column[first:stop], tile)
+            for at, source in enumerate(self._code_places):
+                self._put_ids(at, rows.ints[source][first:stop], tile)
+            for at, column in enumerate(rows.ints[self._num_codes :]):
+                self._keys[tile.steps, at, tile.columns] = tile.shape(column[first:stop])
             self.seen[tile.steps, self._single_places] += tile.high - tile.low
             for at, values in enumerate(rows.floats):
                 self._put_floats(at, values[first:stop], tile)
@@ -118,11 +121,8 @@ class Block:
         weights[:, self._weighted] = floats[-len(self._weighted) :].t()
         return weights
 
-    def _put_ints(self, at: int, column: Ints, tile: Tile) -> None:
+    def _put_ids(self, at: int, column: Ints, tile: Tile) -> None:
         source = tile.shape(column)
-        if at >= len(self._singles):
-            self._keys[tile.steps, at - len(self._singles), tile.columns] = source
-            return
         feature, start = self._singles[at], self._starts[at]
         rows, unknown = feature.encoder(source)
         width = feature.encoder.rows_per_id

@@ -10,10 +10,12 @@ import pyarrow as pa
 from prismrec.config import Recipe, UserError
 from prismrec.config.data import SparseFeature, Task
 from prismrec.config.ids import DirectIds
+from prismrec.config.numbers import MARK
 from prismrec.config.propensity import Propensity
 from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import CodeEncoder
 from prismrec.data.encode.encoders import Encoder
+from prismrec.data.encode.numbers.tables import NumberCodes, NumberEncoder
 from prismrec.data.propensity import check_columns
 from prismrec.data.schema import DataSchema
 from prismrec.data.source import DataSource
@@ -21,11 +23,11 @@ from prismrec.data.source import DataSource
 
 @dataclass(frozen=True)
 class IdColumn:
-    """A sparse feature.
+    """A sparse feature, or a field of a number.
 
     Args:
         feature: key in the batch.
-        column: column of ids.
+        column: column of ids, or name of the number.
         is_bag: several ids a row.
         weights: list column parallel to a bag.
         encoder: from its ids to rows of its table.
@@ -38,6 +40,18 @@ class IdColumn:
     weights: str | None
     encoder: Encoder
     is_strict: bool
+
+    @property
+    def number(self) -> NumberCodes | None:
+        """The number whose codes stand for ids, if it is a field of one."""
+        return self.encoder.number if isinstance(self.encoder, NumberEncoder) else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read for it."""
+        if self.number is not None:
+            return self.number.source.columns
+        return (self.column,) if self.weights is None else (self.column, self.weights)
 
     @property
     def is_managed(self) -> bool:
@@ -66,10 +80,10 @@ class LabelColumn:
 class ReadColumns:
     """Everything read for a batch, and the order of the columns in `Rows`.
 
-    Sparse features are in the order of the recipe, those of managed tables after the others.
-    `ints` are the single ids, then domain, group and time as far as there are any; `floats` are
-    the dense columns, the labels, the validity of each label and the propensity weights of the
-    labels that have some; `bags` are the bags.
+    Sparse features are in the order of the recipe, then the fields of numbers, then the features of
+    managed tables. `ints` are the single ids and the codes of numbers, then domain, group and time
+    as far as there are any; `floats` are the dense columns, the labels, the validity of each label
+    and the propensity weights of the labels that have some; `bags` are the bags.
     """
 
     sparse: tuple[IdColumn, ...]
@@ -85,6 +99,20 @@ class ReadColumns:
     def singles(self) -> tuple[IdColumn, ...]:
         """Sparse features with one id a row."""
         return tuple(each for each in self.sparse if not each.is_bag)
+
+    @property
+    def codes(self) -> tuple[IdColumn, ...]:
+        """The singles without those fields of a number that share the codes of an earlier one."""
+        first: dict[str, IdColumn] = {}
+        for each in self.singles:
+            first.setdefault(_code_key(each), each)
+        return tuple(first.values())
+
+    @property
+    def code_places(self) -> tuple[int, ...]:
+        """Where in `codes` each of the singles finds its ids."""
+        places = {_code_key(each): at for at, each in enumerate(self.codes)}
+        return tuple(places[_code_key(each)] for each in self.singles)
 
     @property
     def bags(self) -> tuple[IdColumn, ...]:
@@ -105,7 +133,7 @@ class ReadColumns:
     @property
     def names(self) -> frozenset[str]:
         """Columns that are decoded."""
-        ids = [name for each in self.sparse for name in (each.column, each.weights)]
+        ids = [name for each in self.sparse for name in each.columns]
         labels = [name for each in self.labels for name in (each.column, each.valid)]
         labels += [name for each in self.weighted.values() for name in each.columns]
         chosen = [*ids, *self.dense, *labels, *self.keys]
@@ -120,7 +148,7 @@ def read_columns(
     Args:
         recipe: features and tasks.
         source: the data set.
-        encoders: of every sparse feature, see `encoders_of`.
+        encoders: of every field that is looked up, see `encoders_of`.
         training: negatives are sampled down.
 
     Raises:
@@ -145,6 +173,11 @@ def read_columns(
         _id_column(each, schema, encoders[each.name], is_strict=each.table_name in strict)
         for each in features.sparse
     ]
+    sparse += [
+        IdColumn(each.name, each.number, False, None, encoders[each.name], False)
+        for number in features.numbers
+        for each in number.lookups
+    ]
     return ReadColumns(
         tuple(sorted(sparse, key=lambda each: each.is_managed)),
         features.dense,
@@ -154,6 +187,11 @@ def read_columns(
         features.time,
         domains_of(recipe, schema),
     )
+
+
+def _code_key(feature: IdColumn) -> str:
+    """Equal for features whose ids or codes are the same array: the fields of one number."""
+    return f"{MARK}{feature.column}" if feature.number is not None else feature.feature
 
 
 def _id_column(

@@ -74,7 +74,7 @@ class Decoder:
         if self.ordered_by is not None:
             _check_sorted(table.column(self.ordered_by), self.ordered_by, where)
         arrays = {name: one_array(table.column(name)) for name in table.column_names}
-        ids = [self._single(each, arrays, group) for each in self.columns.singles]
+        ids = [self._single(each, arrays, group) for each in self.columns.codes]
         keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
         if self.columns.domains is not None:
             keys[0] = self.columns.domains.known(keys[0], partial(self._where, group))
@@ -133,6 +133,8 @@ class Decoder:
         return table
 
     def _single(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Ints:
+        if feature.number is not None:
+            return feature.number(arrays)
         ids = ints(arrays[feature.column], NULL_ID)
         at = _not_a_row(feature, ids)
         if at is not None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prismrec.config import UserError, nearest
 from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.schema import Kind
-from prismrec.data.values import NO_KEY
+from prismrec.data.values import NO_KEY, floats
 
 _EXACT = 2**53
 """From here on a float no longer tells neighbouring ids apart."""
@@ -37,7 +37,8 @@ def to_arrow(columns: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str,
         kinds: the needed columns with their kinds.
 
     Returns:
-        int64 for `id`, list of int64 for `ids`, float32 and list of float32 for the others.
+        int64 for `id`, list of int64 for `ids`, list of float32 for `numbers`; for `number` whatever
+        type of number the column has, as the training data may hold it too.
 
     Raises:
         UserError: a column is missing, of another type, or of another length than the first.
@@ -94,6 +95,8 @@ def _typed(array: pa.Array, name: str, kind: Kind) -> pa.Array:
     np.cumsum(lengths.to_numpy(zero_copy_only=False), out=offsets[1:])
     inner: Kind = "id" if kind == "ids" else "number"
     values = _scalars(array.flatten(), name, inner)
+    if inner == "number":
+        values = values.cast(pa.float32(), safe=False)
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
@@ -114,7 +117,7 @@ def _scalars(array: pa.Array, name: str, kind: Kind) -> pa.Array:
             pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_)
         ):
             raise _wrong(name, kind, str(type_))
-        return array.cast(pa.float32(), safe=False)
+        return array
     if pa.types.is_floating(type_):
         return _ids_of_floats(array, name, kind)
     if not pa.types.is_integer(type_):
@@ -169,7 +172,8 @@ def weights(array: pa.Array, name: str, lengths: NDArray[np.int64]) -> NDArray[n
 
 def numbers(array: pa.Array) -> NDArray[np.float32]:
     """(B,) float32 values, a missing one 0."""
-    return np.nan_to_num(_filled(array, 0), nan=0.0)
+    values: NDArray[np.float32] = floats(array)
+    return np.where(np.isnan(values), np.float32(0), values)
 
 
 def _filled(array: pa.Array, value: int) -> NDArray[Any]:

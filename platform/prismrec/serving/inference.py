@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prismrec.config import Recipe
@@ -21,7 +22,8 @@ from prismrec.config.data import SparseFeature
 from prismrec.data.domains import domains_of
 from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
-from prismrec.data.encode.encoders import Encoder
+from prismrec.data.encode.encoders import Encoder, Mask
+from prismrec.data.encode.numbers.tables import NumberEncoder
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.propensity import weights_of
 from prismrec.data.schema import Kind
@@ -46,7 +48,7 @@ class InferenceModel:
     Args:
         manifest: what the copy says of itself.
         spec: its sets and tables.
-        encoders: of its sparse features.
+        encoders: of every field that is looked up.
         lookup: its tables.
         head: its dense part, in evaluation mode.
 
@@ -126,6 +128,7 @@ class InferenceModel:
         arrays = raw.to_arrow(columns, self.columns)
         with torch.inference_mode():
             features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
+            features += self._number_rows(arrays)
             sets = self._lookup(features)
             dense = self._dense(arrays, len(features[0].lengths))
             linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
@@ -141,9 +144,7 @@ class InferenceModel:
         ids, lengths = raw.bags(arrays[feature.source])
         encode = self._encoders[feature.name]
         rows, unknown = encode(ids)
-        if unknown is not None:
-            with self._lock:
-                self.unknown_ids[feature.name] += int(unknown.sum())
+        self._count_unknown(feature.name, unknown)
         weights = None
         if feature.weights:
             of_ids = raw.weights(arrays[feature.weights], feature.weights, lengths)
@@ -168,6 +169,27 @@ class InferenceModel:
                 weights = weights_of(section, arrays[section.column], by)
                 logs[:, t] = torch.log(torch.from_numpy(weights))
         return logs
+
+    def _number_rows(self, arrays: Mapping[str, pa.Array]) -> list[FeatureRows]:
+        """Rows of the fields of numbers, whose codes are found once for all fields of a number."""
+        codes: dict[str, NDArray[np.int64]] = {}
+        found = []
+        for number in self.recipe.features.numbers:
+            for field in number.lookups:
+                encode = self._encoders[field.name]
+                assert isinstance(encode, NumberEncoder)
+                if number.name not in codes:
+                    codes[number.name] = encode.number(arrays)
+                rows, unknown = encode(codes[number.name])
+                self._count_unknown(field.name, unknown)
+                counts = torch.full((len(codes[number.name]),), encode.rows_per_id)
+                found.append(FeatureRows(torch.from_numpy(rows), counts))
+        return found
+
+    def _count_unknown(self, field: str, unknown: Mask | None) -> None:
+        if unknown is not None:
+            with self._lock:
+                self.unknown_ids[field] += int(unknown.sum())
 
     def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
         dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)

@@ -14,6 +14,7 @@ from torch import Tensor
 from prismrec.config import Recipe, UserError
 from prismrec.data.batch import Batch
 from prismrec.data.encode.codes import CodeEncoder
+from prismrec.data.encode.numbers.tables import NumberEncoder
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import ReaderState, Share
 from prismrec.data.ledger import Ledger
@@ -76,7 +77,7 @@ class Splits:
         self._ranks = ranks
         self._share = Share(ranks.rank, ranks.world_size)
         self.encoders = encoders_of(recipe, source.schema)
-        """By sparse feature, from its ids to rows of its table."""
+        """By field that is looked up, from its ids or codes to rows of its table."""
         self.train = self._reader("train", training=True)
         """Reader of the training rows."""
         self._others = {
@@ -120,7 +121,7 @@ class Splits:
         seen, unknown, missing = (dict(zip(train.seen_ids, each, strict=True)) for each in totals)
         tables = {
             each.name: each.table_name
-            for each in self._recipe.features.sparse
+            for each in self._recipe.features.lookups
             if not isinstance(self.encoders[each.name], CodeEncoder)
         }
         return IdCounts(seen, unknown, missing, tables)
@@ -146,7 +147,8 @@ class Splits:
         single = {
             each.feature
             for each in self.train.columns.singles
-            if each.encoder.rows_per_id == 1 and not isinstance(each.encoder, CodeEncoder)
+            if each.encoder.rows_per_id == 1
+            and not isinstance(each.encoder, CodeEncoder | NumberEncoder)
         }
         if feature not in single:
             raise UserError(

@@ -14,7 +14,7 @@ from prismrec.checkpoint.maps import restore_maps
 from prismrec.checkpoint.tables import CheckpointTables
 from prismrec.config import Recipe, UserError
 from prismrec.config.train import WarmStart
-from prismrec.data.encode.tables import id_tables
+from prismrec.data.encode.tables import encoded_tables
 from prismrec.data.source import DataSource
 from prismrec.embeddings import access
 from prismrec.embeddings.row_ids import TableIds
@@ -64,7 +64,7 @@ def check_start(recipe: Recipe, source: DataSource) -> None:
             `check_pretrained`.
     """
     spec = spec_of(recipe, source.schema)
-    ids = TableIds(id_tables(recipe, source.schema))
+    ids = TableIds(encoded_tables(recipe, source.schema))
     section = recipe.train.warm_start
     if section is not None:
         weights = section.model_copy(update={"optimizer_state": False})
@@ -87,7 +87,7 @@ def start_weights(
     Raises:
         UserError: what is asked for is missing or does not fit, or `strict` finds no match.
     """
-    ids, ranks = TableIds(id_tables(recipe, source.schema)), sharded.ranks
+    ids, ranks = TableIds(encoded_tables(recipe, source.schema)), sharded.ranks
     found = []
     section = recipe.train.warm_start
     if section is not None:

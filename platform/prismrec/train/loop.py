@@ -172,7 +172,8 @@ def _unknown_ids(
     Collective: every rank calls it.
     """
     counts = splits.id_counts()
-    unknown = {name: count for name, count in counts.unknown.items() if count}
+    features = [feature.name for feature in recipe.features.sparse]  # a number has states instead
+    unknown = {name: counts.unknown[name] for name in features if counts.unknown[name]}
     per_feature = {f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}
     session.log(per_feature | counts.metrics() | occupancy(recipe, sharded), state)
     return unknown

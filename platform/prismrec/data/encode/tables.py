@@ -27,6 +27,7 @@ from prismrec.data.encode.encoders import (
     hash_seeds,
 )
 from prismrec.data.encode.ids import name_seed
+from prismrec.data.encode.numbers.tables import NumberTable, number_encoders, number_tables
 from prismrec.data.encode.semantic import SemanticEncoder, semantic_encoder, semantic_segments
 from prismrec.data.encode.vocabulary import read_vocabulary, vocabulary_size
 from prismrec.data.schema import DataSchema
@@ -50,6 +51,11 @@ class IdTable:
     rows: TableRows
     rows_per_id: int = 1
 
+    @property
+    def kind(self) -> str:
+        """Kind of its ids, as `embedding.tables.NAME.ids` has it."""
+        return self.options.ids.kind
+
     def encoder(self) -> Encoder:
         """From ids to rows.
 
@@ -70,8 +76,17 @@ class IdTable:
         return CodeEncoder(rows) if isinstance(ids, ManagedIds) else DirectEncoder(rows)
 
 
+def encoded_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable | NumberTable]:
+    """Every table of a recipe by name: those of ids, then those of numbers.
+
+    Raises:
+        UserError: see `id_tables`.
+    """
+    return {**id_tables(recipe, schema), **number_tables(recipe)}
+
+
 def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
-    """Every table that the features of a recipe use, by name, in the order of the features.
+    """Every table that the sparse features of a recipe use, by name, in the order of the features.
 
     Args:
         recipe: features and tables.
@@ -97,13 +112,14 @@ def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
 
 
 def encoders_of(recipe: Recipe, schema: DataSchema) -> dict[str, Encoder]:
-    """The encoder of every sparse feature; features of one table share theirs.
+    """The encoder of every field that is looked up; sparse features of one table share theirs.
 
     Raises:
-        UserError: see `id_tables`.
+        UserError: see `id_tables` and `number_encoders`.
     """
     by_table = {name: table.encoder() for name, table in id_tables(recipe, schema).items()}
-    return {feature.name: by_table[feature.table_name] for feature in recipe.features.sparse}
+    of_ids = {feature.name: by_table[feature.table_name] for feature in recipe.features.sparse}
+    return of_ids | number_encoders(recipe, schema)
 
 
 def vocabulary_digests(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, str]:
