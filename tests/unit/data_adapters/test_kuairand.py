@@ -15,6 +15,8 @@ from prismrec.config import UserError
 from prismrec.data.adapters import kuairand, prepare
 from prismrec.data.adapters.vocabulary import Vocabulary
 from prismrec.data.schema import FILE_NAME, DataSchema
+from prismrec.data.semantic.vectors import open_vectors
+from prismrec.data.source import open_data
 from tests.unit.data_adapters.reading import read
 
 LOG = """user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,\
@@ -114,6 +116,26 @@ def test_what_the_viewer_did_is_no_feature(source: Path, tmp_path: Path) -> None
     for name in ("play_time_ms", "profile_stay_time", "comment_stay_time"):
         assert schema.columns[name].kind == "other"
     assert not any("seq" in name for name in schema.columns)
+
+
+def test_vectors_get_the_ids_of_the_data_set(source: Path, tmp_path: Path) -> None:
+    """Raw videos 500, 501, 502 are 0, 1, 2; a vector of another video has no place."""
+    vectors = np.array([[3, 3.5], [9, 9], [1, 1.5]], np.float32)
+    np.savez(source / "item_vectors_graph.npz", ids=np.array([502, 77, 500]), vectors=vectors)
+    schema = prepare("kuairand", source, tmp_path / "out")
+    opened = open_vectors(tmp_path / "out/_vectors/graph")
+    ids, found = next(iter(opened.blocks()))
+    assert ids.tolist() == [0, 2]
+    assert found.tolist() == [[1, 1.5], [3, 3.5]]
+    assert open_data(tmp_path / "out").schema == schema, "they are no rows of the data set"
+    assert sum(open_data(tmp_path / "out").group_rows) == 3
+
+
+def test_files_that_hold_no_vectors_are_named(source: Path, tmp_path: Path) -> None:
+    np.savez(source / "item_vectors_x.npz", ids=np.array([500]))
+    with pytest.raises(UserError, match=r"item_vectors_x.npz: one array of integers"):
+        prepare("kuairand", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_name_the_file_and_what_should_be_there(source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prismrec.data.adapters.columns import Columns
 from prismrec.data.adapters.earlier_days import lift_before
+from prismrec.data.adapters.item_vectors import write_item_vectors
 from prismrec.data.adapters.source import (
     DEFAULT_OPTIONS,
     PrepareOptions,
@@ -31,7 +32,7 @@ from prismrec.data.schema import DataSchema
 
 HOLDS = (
     "log_standard_*.csv, user_features_pure.csv and video_features_basic_pure.csv of KuaiRand-Pure, "
-    "and optionally histories_4_09_to_4_24.parquet"
+    "and optionally histories_4_09_to_4_24.parquet and item_vectors_*.npz"
 )
 SOURCE = "KuaiRand-Pure, Kuaishou and USTC (CIKM 2022), CC BY-SA 4.0"
 
@@ -68,8 +69,10 @@ DURATION_EDGES_S = (5, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300)
 def prepare(source: Path, out: Path, options: PrepareOptions = DEFAULT_OPTIONS) -> DataSchema:
     """Join the log with the features of its users and videos and write it into `out`.
 
+    Vectors of videos, where the source has them, are written beside it, see `write_item_vectors`.
+
     Raises:
-        UserError: a file is missing, cannot be parsed or lacks a column.
+        UserError: a file is missing, cannot be parsed or lacks a column, or holds no vectors.
     """
     log, users, videos, histories = _read(source)
     user_rows = pc.index_in(log["user_id"], value_set=users["user_id"])
@@ -85,7 +88,9 @@ def prepare(source: Path, out: Path, options: PrepareOptions = DEFAULT_OPTIONS) 
         tag_of_video = tag_ids.encode(_text(videos["tag"]))
         videos = pa.table({"video_id": videos["video_id"], "tag": tag_of_video})
         _add_histories(columns, log, histories, video_ids, (videos, tag_ids, video_rows))
-    return columns.write(out, "kuairand", SOURCE)
+    schema = columns.write(out, "kuairand", SOURCE)
+    write_item_vectors(source, out, "item_vectors_*.npz", video_ids)
+    return schema
 
 
 def _read(source: Path) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table | None]:
