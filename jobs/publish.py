@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +21,20 @@ from prismrec.config.redact import redacted
 from prismrec.data.encode.copies import copied_files, with_copies
 from prismrec.data.schema import DataSchema
 from prismrec.models import spec_of
+from prismrec.models.calibration import LogitMap
 from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.export import HeldOut, export_model
 from prismrec.serving.inference import build_head
 from prismrec.tracking.plots import plot_calibration, plot_loss, plot_pushes
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
+from prismrec.train.calibration import FILE, read_maps
 from prismrec.train.events import read_events
 from prismrec.train.gradients import read_pushes
 from prismrec.train.held_out import PARTS
 from prismrec.train.run_files import RunFiles
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,13 @@ def _pushes(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
+def _maps(recipe: Recipe, checkpoint: Path) -> tuple[LogitMap, ...]:
+    maps = read_maps(checkpoint / FILE, recipe.task_names)
+    if not maps:
+        _log.warning("%s: no calibration was fitted to this checkpoint; it is left out", checkpoint)
+    return tuple(maps)
+
+
 def with_tables_of(recipe: Recipe, trained: Recipe) -> Recipe:
     """The recipe with the propensities of the run that trained, whose tables are filled in."""
     tasks = tuple(
@@ -166,4 +178,5 @@ def _source(recipe: Recipe, checkpoint: Path) -> Iterator[BundleSource]:
         def owners(table: str) -> Tensor:
             return row_owners(reader, table)
 
-        yield BundleSource(recipe, schema, spec, reader.table, head, origin, copies, owners)
+        maps = () if recipe.calibration is None else _maps(recipe, checkpoint)
+        yield BundleSource(recipe, schema, spec, reader.table, head, origin, copies, owners, maps)

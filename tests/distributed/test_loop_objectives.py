@@ -9,39 +9,54 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from prismrec.checkpoint.manifest import read_manifest
 from prismrec.jobs.publish import bundle_of_checkpoint, read_held_out
 from prismrec.serving.columns import to_arrow
 from prismrec.serving.inference import InferenceModel
 from prismrec.serving.parity import check_parity
+from prismrec.train.calibration import FILE, read_maps
 from tests.helpers.runs import ROWS, Start, Trained, alone, make_recipe, train_on, write_rows
 
 STEPS = 6
-CLICK = "{{name='click', label='click', {}}}".format
 BUY = "{name='buy', label='buy', valid='click', weight=0.5}"
+
+
+def click(settings: str) -> str:
+    return f"{{name='click', label='click', {settings}}}"
+
+
+def tasks(*each: str) -> str:
+    return f"tasks=[{', '.join(each)}]"
+
+
+CALIBRATED = (tasks(click("loss={name='jrc'}, negative_rate=0.5"), BUY),)
 CASES: dict[str, tuple[str, ...]] = {
     "pairs": (
-        f"tasks=[{CLICK('''loss={name='bce_ranknet', alpha=0.5}, pos_weight=2.5''')}, {BUY}]",
+        tasks(click("loss={name='bce_ranknet', alpha=0.5}, pos_weight=2.5"), BUY),
         "train.log_negative_gradients=true",
     ),
     "pairs of a user": (
-        f"tasks=[{CLICK('''loss={name='bce_ranknet', group=true, reduction='group_mean'}''')}]",
+        tasks(click("loss={name='bce_ranknet', group=true, reduction='group_mean'}")),
     ),
-    "lists": (
-        f"tasks=[{CLICK('''loss='bce_list' ''')}, {{name='buy', label='buy', loss='bce_rcr'}}]",
-    ),
+    "lists": (tasks(click("loss='bce_list'"), "{name='buy', label='buy', loss='bce_rcr'}"),),
     "jrc": (
-        f"tasks=[{BUY}, {CLICK('''loss={name='jrc', alpha=0.4, group=true}''')}]",
+        tasks(BUY, click("loss={name='jrc', alpha=0.4, group=true}")),
         "model={name='deepfm', hidden=[8, 8], merge='gate'}",
         "train.log_negative_gradients=true",
     ),
-    "focal": (f"tasks=[{CLICK('''loss={name='focal', gamma=1.5, alpha=0.3}''')}]",),
+    "focal": (tasks(click("loss={name='focal', gamma=1.5, alpha=0.3}")),),
     "exposures": (
-        f"tasks=[{CLICK('''propensity={column='x', floor=0.2, undo=true}''')}, {{name='buy', "
-        "label='buy', propensity={column='y', first=1, estimator='fitted', by='tab', tau=2.0, "
-        "prior_rows=10.0, apply_to='both'}}]",
+        tasks(
+            click("propensity={column='x', floor=0.2, undo=true}"),
+            "{name='buy', label='buy', propensity={column='y', first=1, estimator='fitted', "
+            "by='tab', tau=2.0, prior_rows=10.0, apply_to='both'}}",
+        ),
     ),
+    "isotonic": (*CALIBRATED, "calibration={method='isotonic', bins=2000}"),
+    "platt": (*CALIBRATED, "calibration.method='platt'"),
+    "not calibrated": CALIBRATED,
 }
 
 
@@ -154,15 +169,45 @@ def test_the_inference_copy_says_what_the_trainer_says(
     recipe = make_recipe(data, *CASES[case])
     held_out = read_held_out(checkpoint.parents[1] / "held_out.parquet", recipe)
     model = InferenceModel.load(bundle_of_checkpoint(checkpoint, tmp_path / "model"))
-    logits = model.predict_logits(held_out.columns)
+    logits = model.predict_logits(held_out.columns, calibrated=False)
     assert check_parity(logits, held_out.logits) < 1e-5
-    assert model.recipe.num_logits == logits.shape[1] + (case == "jrc")
+    has_level = any("'jrc'" in change for change in CASES[case])
+    assert model.recipe.num_logits == logits.shape[1] + has_level
     if case == "exposures":
         x = np.nan_to_num(held_out.columns["x"].to_numpy(zero_copy_only=False))
         weights = np.clip(1 / np.maximum(x + 1, 1), 0.2, 1)
         lifted = model._log_propensity(to_arrow(held_out.columns, model.columns), len(logits))
         np.testing.assert_allclose(lifted[:, 0], np.log(weights), rtol=1e-5, atol=1e-6)
         assert (lifted[:, 1] == 0).all()
+
+
+def test_a_calibration_keeps_the_order_and_is_exported(
+    data: Path, on_one: dict[str, Trained], on_two: dict[str, Trained], tmp_path: Path
+) -> None:
+    plain = on_two["not calibrated"].metrics
+    assert not any("uncalibrated" in name for name in plain)
+    for method in ("isotonic", "platt"):
+        one, two = on_one[method], on_two[method]
+        found = two.metrics
+        assert found["click/auc"] == pytest.approx(plain["click/auc"], abs=1e-9)
+        for kind in ("logloss", "ece", "pcoc"):
+            assert found[f"click/uncalibrated_{kind}"] == pytest.approx(plain[f"click/{kind}"])
+            assert found[f"click/{kind}"] != pytest.approx(plain[f"click/{kind}"])
+        maps = read_maps(two.checkpoint / FILE, ["click", "buy"])
+        for ours, theirs in zip(
+            maps, read_maps(one.checkpoint / FILE, ["click", "buy"]), strict=True
+        ):
+            z = torch.linspace(-3, 3, 50)
+            torch.testing.assert_close(ours(z), theirs(z), rtol=5e-3, atol=5e-3)
+        recipe = make_recipe(data, *CASES[method])
+        held_out = read_held_out(two.checkpoint.parents[1] / "held_out.parquet", recipe)
+        model = InferenceModel.load(bundle_of_checkpoint(two.checkpoint, tmp_path / method))
+        assert list(model.maps) == maps
+        served = model.predict_logits(held_out.columns)
+        raw = model.predict_logits(held_out.columns, calibrated=False)
+        torch.testing.assert_close(served, torch.stack([maps[0](raw[:, 0]), maps[1](raw[:, 1])], 1))
+        assert (served - raw).abs().max() > 1e-3
+        torch.testing.assert_close(model.probabilities(held_out.columns), torch.sigmoid(served))
 
 
 def test_weights_of_exposures_are_told(on_one: dict[str, Trained]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from prismrec.config.calibration import CalibrationSection
 from prismrec.config.data import DataSection, FeaturesSection, Task
 from prismrec.config.domains import domain_problems
 from prismrec.config.embedding import (
@@ -58,6 +59,8 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    calibration: CalibrationSection | None = None
+    """`[calibration]`: how logits are put right when training has ended; not at all if not given."""
     export: ExportSection = ExportSection()
     workers: WorkersSection = WorkersSection()
 
@@ -346,6 +349,8 @@ def _column_problems(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.data.order == "time" and recipe.features.time is None:
         problems.append("features.time: data.order = 'time' needs the column that holds the time")
+    if recipe.calibration is not None and recipe.data.splits.valid is None:
+        problems.append("data.splits.valid: [calibration] is fitted on these rows; name them")
     metric, tasks = recipe.evaluate.metric, recipe.task_names
     if metric is not None:
         task, _, kind = metric.partition("/")

@@ -34,6 +34,7 @@ from prismrec.config import Recipe, UserError, dump, from_dict
 from prismrec.config.redact import redacted
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
+from prismrec.models.calibration import LogitMap
 from prismrec.serving.tables import TableType, encode_table
 
 FORMAT = 1
@@ -54,6 +55,7 @@ class BundleSource:
             type; called once for each, table by table.
         head: the dense part with the weights to serve.
         origin: where it comes from, such as run, step and data fingerprint; kept as it stands.
+        maps: calibration of each task's logits; empty where there is none.
         copies: the recipe's vocabularies, in the places of `copied_files`.
         owners: gives, for the name of a table of managed ids, the (rows,) id that has each row,
             `NULL_ID` where none has; needed where there is such a table.
@@ -67,6 +69,7 @@ class BundleSource:
     origin: dict[str, Any] = field(default_factory=dict)
     copies: tuple[Path, ...] = ()
     owners: Callable[[str], Tensor] | None = None
+    maps: tuple[LogitMap, ...] = ()
 
 
 class Manifest(BaseModel):
@@ -82,6 +85,7 @@ class Manifest(BaseModel):
         set_dims: width of every set.
         tasks: names of the tasks in the order of the logits.
         logit_offsets: added to the head's logits, which undoes negative down-sampling.
+        calibration: map of each task's logits behind that, see `LogitMap`; empty where there is none.
         origin: where it comes from.
         sha256: of every other file, by path.
     """
@@ -97,6 +101,7 @@ class Manifest(BaseModel):
     set_dims: dict[str, int]
     tasks: list[str]
     logit_offsets: list[float]
+    calibration: list[dict[str, Any]] = []
     origin: dict[str, Any]
     sha256: dict[str, str]
 
@@ -192,6 +197,7 @@ def _manifest(draft: Path, source: BundleSource, table_type: TableType) -> Manif
         set_dims={each.name: each.dim for each in spec.sets},
         tasks=list(recipe.task_names),
         logit_offsets=logit_offsets(recipe),
+        calibration=[each.to_json() for each in source.maps],
         origin=redacted(source.origin),
         sha256={path.relative_to(draft).as_posix(): sha256(path) for path in files},
     )

@@ -30,7 +30,8 @@ class HeldOut:
 
     Args:
         columns: raw columns, as `InferenceModel.predict_logits` takes them.
-        logits: (B, T) of the trainer, autocast off, fp32 tables, right for down-sampled negatives.
+        logits: (B, T) of the trainer, autocast off, fp32 tables, right for down-sampled negatives,
+            before any calibration.
         labels: (B, T) in {0, 1}.
         valid: (B, T) in {0, 1}: the row counts for the task.
     """
@@ -86,4 +87,5 @@ def export_model(out: Path, source: BundleSource, held_out: HeldOut) -> dict[str
 
 
 def _logits(bundle: Path, held_out: HeldOut) -> Tensor:
-    return InferenceModel.load(bundle).predict_logits(held_out.columns)
+    # A calibration may be steep, and would hide or blow up what differs before it.
+    return InferenceModel.load(bundle).predict_logits(held_out.columns, calibrated=False)

@@ -29,6 +29,7 @@ from prismrec.data.propensity import weights_of
 from prismrec.data.schema import Kind
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.models import Inputs, build_model, fields_of, spec_of
+from prismrec.models.calibration import LogitMap, mapped
 from prismrec.models.objectives import build_decoder
 from prismrec.serving import columns as raw
 from prismrec.serving.bundle import (
@@ -57,6 +58,7 @@ class InferenceModel:
         columns: kinds of the raw columns that a request needs, by name.
         logit_offsets: (T,) what negative down-sampling makes of the head's logits; part of what
             `predict_logits` returns.
+        maps: calibration of each task's logits behind that; empty where there is none.
         unknown_ids: ids looked up as unknown so far, by feature.
     """
 
@@ -75,6 +77,7 @@ class InferenceModel:
             name: manifest.data_schema.columns[name].kind for name in self.recipe.raw_columns
         }
         self.logit_offsets: Tensor = torch.tensor(manifest.logit_offsets)
+        self.maps = [LogitMap.from_json(each) for each in manifest.calibration]
         self.unknown_ids: Counter[str] = Counter()
         self._lookup = lookup
         self._head = head
@@ -114,12 +117,13 @@ class InferenceModel:
         """Memory of the tables."""
         return self._lookup.num_bytes
 
-    def predict_logits(self, columns: Mapping[str, Any]) -> Tensor:
+    def predict_logits(self, columns: Mapping[str, Any], *, calibrated: bool = True) -> Tensor:
         """Logits (B, T) of raw columns, right for the rate of negatives in the world.
 
         Args:
             columns: Arrow arrays, NumPy arrays, pandas series or lists, by column name, as in the
                 training data; others than the needed ones are ignored.
+            calibrated: with the calibration, where there is one.
 
         Raises:
             UserError: a column is missing, of another type, or of another length, or a row names
@@ -134,7 +138,8 @@ class InferenceModel:
             linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
             given, _ = self._head(Inputs(sets, linear, dense, self._domain(arrays)))
             logits, _ = self._decoder(given.float())
-            return logits + self.logit_offsets - self._log_propensity(arrays, len(logits))  # type: ignore[no-any-return]
+            logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
+            return mapped(self.maps, logits) if calibrated else logits
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from prismrec.config import Recipe
+from prismrec.config.calibration import CalibrationSection
 from prismrec.data.batch import Batch
+from prismrec.models.calibration import LogitMap, mapped
+from prismrec.train.calibration import fit_calibration
 from prismrec.train.metrics.bootstrap import Resampling
 from prismrec.train.metrics.calibration import CalibrationCurve
 from prismrec.train.metrics.evaluation import Evaluation
+from prismrec.train.model import Leaf
 from prismrec.train.propensity import Corrections
 from prismrec.train.sharding import ShardedModel
 from prismrec.train.state import TrainState, score
@@ -24,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 FREQUENCY = "frequency"
 DOMAIN = "domain"
+UNCALIBRATED = ("logloss", "ece", "pcoc")
+"""Metrics that a calibration moves; it leaves every AUC as it is."""
 
 
 @dataclass(slots=True)
@@ -64,6 +70,16 @@ def evaluation_mode(sharded: ShardedModel) -> Iterator[None]:
         sharded.dmp.train()
 
 
+@contextmanager
+def full_precision(leaf: Leaf) -> Iterator[None]:
+    """No autocast: what is exported computes in fp32."""
+    was_bf16, leaf.is_bf16 = leaf.is_bf16, False
+    try:
+        yield
+    finally:
+        leaf.is_bf16 = was_bf16
+
+
 def predict_batch(sharded: ShardedModel, batch: Batch) -> Tensor:
     """Logits (B, T) of one batch, before any `Corrections`.
 
@@ -100,8 +116,13 @@ class Evaluator:
             if used
         )
 
-    def run(self, batches: Iterable[Batch], *, is_final: bool = False) -> Report:
+    def run(
+        self, batches: Iterable[Batch], *, is_final: bool = False, maps: Sequence[LogitMap] = ()
+    ) -> Report:
         """Metrics over the batches of all ranks; the final ones with intervals and curves.
+
+        With the maps of a calibration they are those of the mapped logits, and `UNCALIBRATED` are
+        some of what they were before.
 
         Collective: every rank calls it with the same number of batches.
         """
@@ -109,12 +130,14 @@ class Evaluator:
         evaluation = Evaluation(
             tasks, self._slices, grouped=self._recipe.features.group is not None
         )
-        device = self._sharded.ranks.device
+        before = Evaluation(tasks, (), grouped=False) if maps else None
         with evaluation_mode(self._sharded):
-            for batch in batches:
-                logits = predict_batch(self._sharded, batch.to(device))
+            for logits, batch in self._predicted(batches):
+                if before is not None:
+                    rows = (batch.labels, batch.valid, batch.weights, batch.group)
+                    before.update(logits, *rows, {})
                 evaluation.update(
-                    self._corrections(logits, batch),
+                    mapped(maps, logits),
                     batch.labels,
                     batch.valid,
                     batch.weights,
@@ -122,6 +145,12 @@ class Evaluator:
                     {name: self._ids(name, batch) for name in self._slices},
                 )
         metrics = evaluation.compute()
+        if before is not None:
+            metrics |= {
+                f"{task}/uncalibrated_{kind}": value
+                for task, kind, value in _parts_of(before.compute())
+                if kind in UNCALIBRATED
+            }
         resamples = self._recipe.evaluate.bootstrap
         if is_final and resamples:
             resampling = Resampling(count=resamples, seed=self._recipe.seed)
@@ -130,6 +159,23 @@ class Evaluator:
                 metrics |= {f"{task}/auc_low": low, f"{task}/auc_high": high}
         curves = {t: evaluation.calibration_curve(t) for t in tasks} if is_final else {}
         return Report(metrics, curves)
+
+    def fit(self, section: CalibrationSection, batches: Iterable[Batch]) -> list[LogitMap]:
+        """The maps of a calibration, fitted on the batches of all ranks with autocast off.
+
+        Collective: every rank calls it with the same number of batches.
+        """
+        sharded = self._sharded
+        with evaluation_mode(sharded), full_precision(sharded.leaf):
+            rows = self._predicted(batches)
+            return fit_calibration(section, self._recipe.task_names, rows, sharded.ranks)
+
+    def _predicted(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Batch]]:
+        """Logits (B, T) as they are served but for a calibration, and their batches."""
+        device = self._sharded.ranks.device
+        for batch in batches:
+            logits = predict_batch(self._sharded, batch.to(device))
+            yield self._corrections(logits, batch), batch
 
     def judge(self, report: Report, state: TrainState) -> None:
         """Tell the state whether this is the best evaluation so far.
@@ -152,6 +198,13 @@ class Evaluator:
         assert feature is not None
         assert self._frequency is not None
         return frequency_bucket(self._frequency[batch.sparse[feature].values()])
+
+
+def _parts_of(metrics: dict[str, float]) -> Iterator[tuple[str, str, float]]:
+    """Task, kind and value of every metric of a whole task."""
+    for name, value in metrics.items():
+        task, _, kind = name.partition("/")
+        yield task, kind, value
 
 
 def frequency_bucket(counts: Tensor) -> Tensor:

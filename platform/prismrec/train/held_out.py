@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from prismrec.config import Recipe
 from prismrec.data.batch import Batch
 from prismrec.data.lookup import raw_rows
 from prismrec.data.reader import Reader
-from prismrec.train.evaluate import evaluation_mode, predict_batch
+from prismrec.train.evaluate import evaluation_mode, full_precision, predict_batch
 from prismrec.train.feed import Splits
-from prismrec.train.model import Leaf
 from prismrec.train.propensity import Corrections
 from prismrec.train.sharding import ShardedModel
 
@@ -38,7 +35,7 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
     leaf = sharded.leaf
     corrections, tables = Corrections(recipe), []
     before = (0,) * reader.lanes.num_lanes
-    with evaluation_mode(sharded), _full_precision(leaf):
+    with evaluation_mode(sharded), full_precision(leaf):
         for step, (batch, state) in enumerate(reader.epoch()):
             logits = predict_batch(sharded, batch.to(sharded.ranks.device))
             if sharded.ranks.is_first:
@@ -57,15 +54,6 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
                 break
     if sharded.ranks.is_first:
         pq.write_table(pa.concat_tables(tables), path)
-
-
-@contextmanager
-def _full_precision(leaf: Leaf) -> Iterator[None]:
-    was_bf16, leaf.is_bf16 = leaf.is_bf16, False
-    try:
-        yield
-    finally:
-        leaf.is_bf16 = was_bf16
 
 
 def _table(

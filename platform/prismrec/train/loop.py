@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from prismrec.config import Recipe
 from prismrec.data.encode.tables import vocabulary_digests
 from prismrec.data.source import DataSource
 from prismrec.models import spec_of
+from prismrec.models.calibration import LogitMap
+from prismrec.train.calibration import FILE, write_maps
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.gradients import write_pushes
@@ -148,7 +151,8 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     if stopped:
         return outcome
     checkpoint = saver.restore_best()
-    metrics = _final_report(session, evaluator, splits, state)
+    maps = _calibration(recipe, session, evaluator, splits, checkpoint)
+    metrics = _final_report(session, evaluator, splits, state, maps)
     write_held_out(recipe, splits, sharded, session.files.held_out)
     return replace(outcome, checkpoint=checkpoint, metrics=metrics)
 
@@ -179,13 +183,32 @@ def _unknown_ids(
     return unknown
 
 
+def _calibration(
+    recipe: Recipe, session: Session, evaluator: Evaluator, splits: Splits, checkpoint: Path
+) -> list[LogitMap]:
+    """Fit the calibration that the recipe asks for, and put it beside the weights it belongs to.
+
+    Collective: every rank calls it.
+    """
+    if recipe.calibration is None:
+        return []
+    maps = evaluator.fit(recipe.calibration, splits.batches("valid"))
+    if session.ranks.is_first:
+        write_maps(checkpoint / FILE, recipe.task_names, maps)
+    return maps
+
+
 def _final_report(
-    session: Session, evaluator: Evaluator, splits: Splits, state: TrainState
+    session: Session,
+    evaluator: Evaluator,
+    splits: Splits,
+    state: TrainState,
+    maps: Sequence[LogitMap],
 ) -> dict[str, float]:
     """Exact metrics of the test rows, if there are any."""
     if not splits.has("test"):
         return {}
-    report = evaluator.run(splits.batches("test"), is_final=True)
+    report = evaluator.run(splits.batches("test"), is_final=True, maps=maps)
     session.log(report.named("test"), state)
     if session.ranks.is_first:
         session.files.write_curves(report.curves)
