@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prismrec.config.data import FeaturesSection
+from prismrec.config.models import Custom
+from prismrec.config.section import Section
+from prismrec.config.train import TrainSection
 
 
 def domain_problems(features: FeaturesSection, *, needs_domain: bool) -> Iterator[str]:
@@ -23,4 +26,19 @@ def domain_problems(features: FeaturesSection, *, needs_domain: bool) -> Iterato
         yield (
             "features.unknown_domain: neither the model nor the loss tells domains apart, so no row "
             "needs another domain; leave it out"
+        )
+
+
+def phase_problems(train: TrainSection, model: Section) -> Iterator[str]:
+    """Phases of a model that has no heads of domains.
+
+    Args:
+        train: `[train]`.
+        model: `[model]`; what one of another package has is only seen when it is built.
+    """
+    has_heads = getattr(model, "domain_towers", isinstance(model, Custom))
+    if train.phases is not None and not has_heads:
+        yield (
+            "train.phases: the phases are about a head for each domain; set model.domain_towers = "
+            "true in a model that has it, or leave them out"
         )

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prismrec.config.calibration import CalibrationSection
 from prismrec.config.data import DataSection, FeaturesSection, Task
-from prismrec.config.domains import domain_problems
+from prismrec.config.domains import domain_problems, phase_problems
 from prismrec.config.embedding import (
     EmbeddingSection,
     TableOptimizer,
@@ -109,6 +109,7 @@ class Recipe(Section):
             *_part_problems(self),
             *objective_problems([task.loss for task in self.tasks], self.features.group),
             *domain_problems(self.features, needs_domain=self.needs_domain),
+            *phase_problems(self.train, self.model),
             *(self.model.problems(self) if isinstance(self.model, Common) else ()),
         ]
         if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +53,45 @@ class WarmStart(Section):
     """Refuse to start when anything asked for finds no match, or only a part of one."""
 
 
+class Phases(Section):
+    """D-Train: one head on all domains, then a head for each domain, then the heads alone."""
+
+    shares: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    """Shares of the run's steps that the phases take; they add up to 1."""
+    steps: tuple[int, int] | None = None
+    """Steps of the first two phases, in the place of shares; the third one is the rest of the run."""
+
+    @field_validator("shares", "steps", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("shares")
+    @classmethod
+    def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError(f"three shares from 0 to 1 that add up to 1 are needed, got {value}")
+        return value
+
+    @field_validator("steps")
+    @classmethod
+    def _counted(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError(f"numbers of steps are 0 or more, got {value}")
+        return value
+
+    def starts(self, total_steps: int) -> tuple[int, int]:
+        """The steps before which heads are split and the backbone is frozen.
+
+        >>> Phases().starts(20), Phases(steps=(5, 2)).starts(20)
+        ((12, 18), (5, 7))
+        """
+        if self.steps is not None:
+            return self.steps[0], sum(self.steps)
+        first, second, _ = self.shares
+        return round(total_steps * first), round(total_steps * (first + second))
+
+
 class TrainSection(Section):
     """How long, how precisely and with which dense optimizer."""
 
@@ -88,6 +127,8 @@ class TrainSection(Section):
             )
         return value
 
+    phases: Phases | None = None
+    """`[train.phases]`: train domains in three phases; a model with `domain_towers` is needed."""
     warm_start: WarmStart | None = None
     """`[train.warm_start]`: weights of another run to start with; they are drawn if not given."""
 

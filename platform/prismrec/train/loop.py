@@ -22,6 +22,7 @@ from prismrec.train.initial import start_weights
 from prismrec.train.interrupts import StopRequest, signals_ask
 from prismrec.train.meter import Meter
 from prismrec.train.occupancy import occupancy
+from prismrec.train.phases import PhasePlan
 from prismrec.train.pipeline import Pipeline
 from prismrec.train.precision import resolve_precision
 from prismrec.train.process_group import Ranks
@@ -114,6 +115,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     if not saver.has_resumed:
         _start_weights(recipe, source, sharded, session)
     sharded.optimizers.start_at(state.step)
+    phases = PhasePlan(recipe.train.phases, total_steps, sharded)
     evaluator = Evaluator(recipe, sharded, splits.frequency())
     _record_start(session, sharded, state, precision, total_steps)
 
@@ -126,11 +128,12 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             if stopped:
                 break
             torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
+            phases.before(state.step)
             output = pipeline.step(feed)
             meter.add(output, feed.take(state, saver.ledger), feed.waited())
             if meter.is_due(state.step):
                 pushes = _pushes(session, sharded, state)
-                session.log(meter.read() | pushes | sharded.managed_ids(), state)
+                session.log(meter.read() | pushes | sharded.managed_ids() | phases.metrics(), state)
             if splits.evaluates_after(state.step):
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))

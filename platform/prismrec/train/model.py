@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,22 @@ class Output(NamedTuple):
     logits: Tensor
 
 
+class _ZeroGradients(torch.autograd.Function):
+    """A tensor as it is; backward gives parameters that are no part of it a gradient of 0.
+
+    Data parallelism waits for a gradient of every parameter that had one when it was set up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return (grads[0], *(torch.zeros_like(each) for each in ctx.saved_tensors))
+
+
 class Ranker(nn.Module):
     """Views of the sets, the ranking model and its logits.
 
@@ -56,6 +73,28 @@ class Ranker(nn.Module):
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
         self._num_logits = recipe.num_logits
         self._reads_domain = recipe.reads_domain
+        self._frozen: dict[str, nn.Parameter] = {}
+        self._stopped: list[nn.Module] = []
+
+    def freeze(self, heads: Sequence[nn.Module]) -> None:
+        """Let nothing but some modules train: no gradient, no dropout and no moments elsewhere.
+
+        Args:
+            heads: modules of the model that train on.
+        """
+        moving = {each for head in heads for each in head.parameters()}
+        inside = {module for head in heads for module in head.modules()}
+        named = self.model.named_parameters()
+        self._frozen = {name: each for name, each in named if each not in moving}
+        self._stopped = [module for module in self.model.modules() if module not in inside]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual; what is frozen stays in evaluation."""
+        super().train(mode)
+        for module in self._stopped:
+            module.training = False
+        return self
 
     def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's columns (B, T + J), see `Decoder`, and the auxiliary losses by name."""
@@ -66,7 +105,18 @@ class Ranker(nn.Module):
         domain = batch.domain if self._reads_domain else None
         counted = ((batch.valid * batch.weights) > 0).any(1)
         inputs = Inputs(sets, linear, batch.dense, domain, counted)
-        return self.model(inputs)  # type: ignore[no-any-return]
+        return self._without_gradients(inputs) if self._frozen else self.model(inputs)
+
+    def _without_gradients(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model on constants: detached vectors, and frozen parameters as numbers."""
+        constant = replace(
+            inputs,
+            sets=[each.detach() for each in inputs.sets],
+            linear=None if inputs.linear is None else inputs.linear.detach(),
+        )
+        numbers = {name: each.detach() for name, each in self._frozen.items()}
+        columns, auxiliary = torch.func.functional_call(self.model, numbers, (constant,))
+        return _ZeroGradients.apply(columns, *self._frozen.values()), auxiliary
 
 
 class Leaf(nn.Module):

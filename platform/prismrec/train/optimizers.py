@@ -136,6 +136,7 @@ class Optimizers:
         self.clip_norm: float | None = None
         self.ema: Ema | None = None
         self.copies: TableCopies | None = None
+        self.frozen: list[nn.Parameter] = []
         self.start_at(0)
 
     @property
@@ -161,6 +162,8 @@ class Optimizers:
 
         Collective: every rank calls it.
         """
+        for parameter in self.frozen:
+            parameter.grad = None  # an optimizer passes over those without, momentum and all
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self.clip_norm, foreach=True)
         for optimizer in self._optimizers:
