@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,12 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     store = out / f"fidelity_{study.name}.json"
     known = {} if asked.fresh or not store.exists() else json.loads(store.read_text())["runs"]
     runs: dict[str, list[dict[str, Any]]] = {}
-    wanted, trained = 0, 0
+    wanted, trained, began = 0, 0, time.monotonic()
     try:
         for variant, recipe, key in _orders(study, asked, seeds):
             wanted += 1
-            if key not in known and trained < asked.limit:
+            is_time = time.monotonic() < began + 60 * asked.minutes
+            if key not in known and trained < asked.limit and is_time:
                 print(f"{variant.name}, seed {recipe.seed}", file=sys.stderr, flush=True)
                 about_run = {"variant": variant.name, "seed": recipe.seed}
                 known[key] = about_run | run(study, recipe, asked.threads)
@@ -109,6 +112,9 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="variants whose name holds this text")
     parser.add_argument(
         "--limit", type=int, default=10_000, help="train at most this many runs; the rest later"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no run after so long; the rest later"
     )
     parser.add_argument("--fresh", action="store_true", help="train again what was trained")
     parser.add_argument("--quick", action="store_true", help="two variants, a few steps")

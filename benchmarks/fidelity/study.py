@@ -18,12 +18,15 @@ from prismrec.train.tracker import Probe
 HERE = Path(__file__).parent
 WORLD_RECIPE = HERE / "world.toml"
 """The recipe that studies on the synthetic world change."""
-KUAIRAND_RECIPE = ROOT / "jobs" / "recipes" / "kuairand_me_dcnv2.toml"
+KUAIRAND_RECIPE = ROOT / "jobs" / "recipes" / "kuairand" / "me_dcnv2.toml"
 QUICK_ROWS, QUICK_STEPS, QUICK_SEEDS = 2_000, 2, (1,)
 SPEED = ("examples_per_second", "seconds")
 """What a run records of its speed."""
 
-_HARDLY = ("train.device='cpu'", "train.precision='fp32'", "tracking.registry_name=''")
+SMALL_WORLD = WorldOptions(num_users=800, num_items=500)
+"""Few enough ids for their vectors to be learnt from few rows."""
+
+_FIXED = ("train.device='cpu'", "train.precision='fp32'", "tracking.registry_name=''")
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class World:
         options: what else is turned.
     """
 
-    rows: int = 200_000
+    rows: int = 100_000
     seed: int = 1
-    options: WorldOptions = field(default_factory=WorldOptions)
+    options: WorldOptions = field(default_factory=lambda: SMALL_WORLD)
 
     def quick(self) -> World:
         """A tiny world of the same laws."""
@@ -191,7 +194,7 @@ class Study:
 def recipe_of(study: Study, variant: Variant, seed: int, data: Path | str = "out") -> Recipe:
     """The resolved recipe of a variant: fp32 on one CPU process, nothing registered."""
     given = (f"data.path='{data}'", f"seed={seed}", f"evaluate.bootstrap={study.bootstrap}")
-    return load(variant.recipe, [*_HARDLY, *given, *variant.changes])
+    return load(variant.recipe, [*_FIXED, *given, *variant.changes])
 
 
 def digest(recipe: Recipe, data: Data, path: Path) -> str:
