@@ -232,11 +232,11 @@ def test_real_vocabularies_give_the_raw_columns_back(
 
 def test_real_lifts_use_earlier_days_only(real: Real) -> None:
     rows = read(real("kuairand", "kuairand"))
-    dates, clicks = rows["date"].to_numpy(), rows["is_click"].to_numpy()
+    dates = rows["date"].to_numpy()
     sample = np.random.default_rng(0).choice(rows.num_rows, 40, replace=False)
-    for owner in ("user", "video"):
-        keys = rows[f"{owner}_id"].to_numpy()
-        shown, lift = rows[f"{owner}_shown"], rows[f"{owner}_is_click_lift"]
+    for owner, label in (("user", "is_click"), ("video", "is_like"), ("author", "long_view")):
+        keys, outcome = rows[f"{owner}_id"].to_numpy(), rows[label].to_numpy()
+        shown, lift = rows[f"{owner}_shown"], rows[f"{owner}_{label}_lift"]
         for row in sample.tolist():
             before = dates < dates[row]
             if not before.any():
@@ -244,7 +244,7 @@ def test_real_lifts_use_earlier_days_only(real: Real) -> None:
                 assert lift[row].as_py() is None
                 continue
             own = before & (keys == keys[row])
-            mean = clicks[before].mean()
-            expected = (clicks[own].sum() + 20 * mean) / (own.sum() + 20) - mean
+            mean = outcome[before].mean()
+            expected = (outcome[own].sum() + 20 * mean) / (own.sum() + 20) - mean
             assert shown[row].as_py() == pytest.approx(np.log1p(own.sum()))
             assert lift[row].as_py() == pytest.approx(expected, abs=1e-6)

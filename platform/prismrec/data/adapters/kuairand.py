@@ -46,6 +46,7 @@ LABELS = (
     "is_hate",
     "is_profile_enter",
 )
+LIFTS = ("is_click", "long_view", "is_like")
 OUTCOMES = ("play_time_ms", "profile_stay_time", "comment_stay_time")
 LOG = ("user_id", "video_id", "date", "hourmin", "time_ms", "duration_ms", "is_rand", "tab")
 USER_IDS = (
@@ -83,7 +84,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions = DEFAULT_OPTIONS) 
     video_ids = _add_videos(columns, log, videos, video_rows, histories)
     tag_ids = _add_tags(columns, videos["tag"], video_rows)
     _add_outcomes(columns, log)
-    _add_earlier_days(columns, log)
+    _add_earlier_days(columns, log, pc.take(videos["author_id"], video_rows))
     if histories is not None:
         tag_of_video = tag_ids.encode(_text(videos["tag"]))
         videos = pa.table({"video_id": videos["video_id"], "tag": tag_of_video})
@@ -195,12 +196,14 @@ def _add_outcomes(columns: Columns, log: pa.Table) -> None:
         columns.add(name, "other", log[name], "what the viewer did: never a feature")
 
 
-def _add_earlier_days(columns: Columns, log: pa.Table) -> None:
+def _add_earlier_days(columns: Columns, log: pa.Table, authors: pa.ChunkedArray) -> None:
     days = _calendar(log["date"]).astype(np.int64)
     days -= days.min(initial=days[0])
-    for owner, key in (("user", "user_id"), ("video", "video_id")):
-        keys = pc.dictionary_encode(log[key]).combine_chunks().indices.to_numpy().astype(np.int64)
-        for label in ("is_click", "long_view"):
+    owners = {"user": log["user_id"], "video": log["video_id"], "author": authors}
+    for owner, ids in owners.items():
+        encoded = pc.dictionary_encode(ids, null_encoding="encode").combine_chunks()
+        keys = encoded.indices.to_numpy().astype(np.int64)
+        for label in LIFTS:
             outcome = log[label].to_numpy().astype(np.float64)
             shown, lift = lift_before(keys, days, outcome)
             columns.add(
