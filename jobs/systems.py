@@ -77,6 +77,16 @@ SYSTEMS: tuple[System, ...] = (
         "multi-embedding: a DCN-v2 on each of several sets",
         "Guo et al., On the embedding collapse when scaling up recommendation models, ICML 2024",
     ),
+    System(
+        "ranknet",
+        "a cross-entropy beside pairs of the whole batch, calibrated",
+        "Lin et al., Understanding the ranking loss for recommendation with sparse user feedback, KDD 2024",
+    ),
+    System(
+        "jrc",
+        "two logits per task, a cross-entropy beside a generative loss",
+        "Sheng et al., Joint optimization of ranking and calibration, KDD 2023",
+    ),
 )
 """Every named system, in the order in which they are listed."""
 

@@ -52,10 +52,10 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     assert len(held) == len(physical_tables(spec))
     assert all(parameter.is_meta for parameter in held.values())
     sets = [torch.randn(2, len(spec.fields_of(each)), each.dim) for each in spec.sets]
-    linear = sets.pop()[:, :, : len(recipe.tasks)] if spec.sets[-1].name == "linear" else None
+    linear = sets.pop()[:, :, : recipe.num_logits] if spec.sets[-1].name == "linear" else None
     dense = torch.randn(2, len(recipe.features.dense))
     logits, _ = parts.leaf.ranker.model(Inputs(sets, linear, dense))
-    assert logits.shape == (2, len(recipe.tasks))
+    assert logits.shape == (2, recipe.num_logits)
     assert logits.isfinite().all()
     assert (logits[0] != logits[1]).all(), "the logits do not depend on the rows"
 
