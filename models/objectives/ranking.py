@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK_PAIRS = 1 << 22
+_CHUNK_PAIRS = 1 << 20
 """Pairs that are looked at together: bounds the memory, whatever the batch."""
 
 Reduction = Literal["pair_mean", "group_mean"]
@@ -54,6 +54,12 @@ class Rows:
         levels = None if self.levels is None else gathered(self.levels.detach())
         columns = (gathered(self.logits.detach()), gathered(self.labels), gathered(self.weights))
         return Rows(*columns, groups, levels)
+
+    def take(self, chosen: Tensor | slice) -> Rows:
+        """Some of the rows, without levels."""
+        groups = None if self.groups is None else self.groups[chosen]
+        columns = (self.logits[chosen].detach(), self.labels[chosen], self.weights[chosen])
+        return Rows(*columns, groups)
 
     def alike(self) -> Rows:
         """The rows with weight 1 where they count at all."""
@@ -185,6 +191,12 @@ def _own_in_place(own: Tensor, every: Tensor) -> Tensor:
     return torch.cat([every[:first], own, every[first + len(own) :]])
 
 
+def _of_rank(own: Rows) -> slice:
+    """Where this rank's rows are among those of all ranks."""
+    first = dist.get_rank() * len(own.logits) if world_size() > 1 else 0
+    return slice(first, first + len(own.logits))
+
+
 def _per_rank(loss: Tensor) -> Tensor:
     """The loss of all rows, with W times its gradient: gradients are averaged over the ranks."""
     ranks = world_size()
@@ -217,14 +229,19 @@ class _PairLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, own: Rows, every: Rows, reduction: Reduction) -> Tensor:
         shares = _shares(own, every, reduction)
-        gradient = torch.empty_like(logits)
+        gradient = torch.zeros_like(logits)
         total = logits.new_zeros(())
-        for block in _blocks(len(logits), len(every.logits)):
-            pairs = _pairs(own, every, block) * shares[block].unsqueeze(1)
-            sign = torch.where(own.labels[block] > 0.5, 1.0, -1.0).to(logits.dtype).unsqueeze(1)
-            margin = sign * (every.logits - logits[block].detach().unsqueeze(1))
-            total += (pairs * F.softplus(margin)).sum()
-            gradient[block] = -(sign * pairs * torch.sigmoid(margin)).sum(1)
+        for mine, theirs in _sides(own, every):
+            side, others, part = own.take(mine), every.take(theirs), shares[mine]
+            pushed = torch.empty_like(side.logits)
+            for block in _blocks(len(side.logits), len(others.logits)):
+                pairs = _pairs(side, others, block) * part[block].unsqueeze(1)
+                positive = side.labels[block] > 0.5
+                sign = torch.where(positive, 1.0, -1.0).to(logits.dtype).unsqueeze(1)
+                margin = sign * (others.logits - side.logits[block].unsqueeze(1))
+                total += (pairs * F.softplus(margin)).sum()
+                pushed[block] = -(sign * pairs * torch.sigmoid(margin)).sum(1)
+            gradient[mine] = pushed
         ctx.save_for_backward(gradient * world_size())
         return total * (world_size() / 2)  # every pair is met from both its sides
 
@@ -233,6 +250,23 @@ class _PairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None, None
+
+
+def _sides(own: Rows, every: Rows) -> list[tuple[Tensor, Tensor]] | list[tuple[slice, slice]]:
+    """Own rows and those they are compared with.
+
+    On a CPU the positives against the negatives and the other way round: with sparse positives a
+    small part of all pairs. How many there are only the device knows; elsewhere nothing waits for
+    it, and all rows meet all rows.
+    """
+    if own.logits.device.type != "cpu":
+        return [(slice(None), slice(None))]
+    sides = []
+    for positive in (True, False):
+        mine = (own.weights > 0) & ((own.labels > 0.5) == positive)
+        theirs = (every.weights > 0) & ((every.labels > 0.5) != positive)
+        sides.append((mine.nonzero().flatten(), theirs.nonzero().flatten()))
+    return sides
 
 
 def _shares(own: Rows, every: Rows, reduction: Reduction) -> Tensor:
@@ -258,13 +292,8 @@ def _masses(own: Rows, every: Rows) -> tuple[Tensor, Tensor, Tensor]:
     columns = torch.stack(
         [every.weights * is_positive, every.weights * ~is_positive, _counts(every)], 1
     )
-    if own.groups is None or every.groups is None:
-        whole = columns.sum(0).expand(len(own.logits), 3)
-        return whole[:, 0], whole[:, 1], whole[:, 2]
-    sums = torch.empty(len(own.logits), 3, dtype=columns.dtype, device=columns.device)
-    for block in _blocks(len(own.logits), len(every.logits)):
-        same = own.groups[block].unsqueeze(1) == every.groups
-        sums[block] = same.to(columns.dtype) @ columns
+    segments = _segments(every.groups, len(columns), columns.device)
+    sums = torch.zeros_like(columns).index_add(0, segments, columns)[segments[_of_rank(own)]]
     return sums[:, 0], sums[:, 1], sums[:, 2]
 
 
