@@ -192,9 +192,13 @@ class Study:
 
 
 def recipe_of(study: Study, variant: Variant, seed: int, data: Path | str = "out") -> Recipe:
-    """The resolved recipe of a variant: fp32 on one CPU process, nothing registered."""
+    """The resolved recipe of a variant: fp32 on one CPU process, nothing registered.
+
+    `{data}` in a change stands for the directory of the rows.
+    """
     given = (f"data.path='{data}'", f"seed={seed}", f"evaluate.bootstrap={study.bootstrap}")
-    return load(variant.recipe, [*_FIXED, *given, *variant.changes])
+    changes = [change.replace("{data}", str(data)) for change in variant.changes]
+    return load(variant.recipe, [*_FIXED, *given, *changes])
 
 
 def digest(recipe: Recipe, data: Data, path: Path) -> str:
@@ -203,4 +207,5 @@ def digest(recipe: Recipe, data: Data, path: Path) -> str:
     for unimportant in ("name", "out", "tracking", "workers"):
         tree.pop(unimportant)
     tree["data"]["path"] = data.key() if isinstance(data, World) else open_data(path).fingerprint
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(tree, sort_keys=True).replace(str(path), "")  # files beside the rows
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
