@@ -237,10 +237,9 @@ def _mlp(section: Towered, widths: Sequence[int]) -> MLPSpec:
 
 def _experts(section: Alike, fields: Fields, sets: Sequence[int]) -> tuple[ExpertSpec, ...]:
     """An expert on each of some sets, which may come several times."""
-    mlp = _mlp(section, section.hidden)
-    return tuple(
-        ExpertSpec(m, (interaction_spec(section.interaction, fields, m),), mlp) for m in sets
-    )
+    mlp, names = _mlp(section, section.hidden), _set_names(fields)
+    kinds = [section.interactions.get(name, section.interaction) for name in names]
+    return tuple(ExpertSpec(m, (interaction_spec(kinds[m], fields, m),), mlp) for m in sets)
 
 
 def _owners(section: Owned, own: Ownership) -> list[int]:

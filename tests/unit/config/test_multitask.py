@@ -101,6 +101,11 @@ UNEQUAL = {"sets": [{"name": "a", "dim": 4}, {"name": "b", "dim": 8}, {"name": "
         ({"name": "stem_al", "main_task": "clik"}, {"num_sets": 2}, "model.main_task: .* 'click'"),
         ({"name": "ame"}, {}, "'ame' needs 2 embedding sets or more"),
         (
+            {"name": "ame", "interactions": {"set4": "fm"}},
+            SETS,
+            "model.interactions.set4: no set is called that",
+        ),
+        (
             {"name": "ame", "routing": "prior", "task_sizes": {"click": 5.0}},
             SETS,
             "model.task_sizes: routing = 'prior' needs a size for each task, click, like, got click",

@@ -90,6 +90,16 @@ CASES: dict[str, tuple[object, Fields]] = {
         STEM(name="stem", num_layers=2, shared_experts=2, gate_input="projected", **SMALL),
         fields((4, 8, 12)),
     ),
+    "stem of several interactions": (
+        STEM(
+            name="stem",
+            shared_experts=2,
+            gate_input="projected",
+            interactions={"b": IPNNKind(), "c": CrossV2Kind(num_layers=2)},
+            **SMALL,
+        ),
+        fields((4, 8, 12)),
+    ),
     "stem of groups": (
         STEM(
             name="stem",
@@ -111,6 +121,10 @@ CASES: dict[str, tuple[object, Fields]] = {
     ),
     "ame": (AME(name="ame", **SMALL), fields((4, 8, 12))),
     "ame of pairs": (AME(name="ame", experts_per_set=2, **SMALL, **GATES), fields((4, 8, 4))),
+    "ame of several interactions": (
+        AME(name="ame", experts_per_set=2, interactions={"a": FMKind()}, **SMALL),
+        fields((4, 8, 4)),
+    ),
     "ame static": (AME(name="ame", routing="static", **SMALL), fields((4, 8, 12))),
     "ame prior": (
         AME(name="ame", routing="prior", task_sizes={"t0": 1e3, "t1": 1e6}, **SMALL),

@@ -216,3 +216,12 @@ def test_the_loss_between_experts_reaches_no_gate_tower_or_prior(case):
         is_expert = ".experts." in name or name.startswith(("set ", "numeric."))
         is_prior = case == "crocodile" and name in ("set 2", "numeric.2.weight")
         assert (gradient.abs().max() > 0) == (is_expert and not is_prior), name
+
+
+def test_stem_isolates_tables_whatever_the_interactions():
+    section, shapes = CASES["stem of several interactions"]
+    model, inputs = built(section, shapes), drawn(shapes)
+    for task, other in ((0, 1), (1, 0)):
+        found = reached(model, inputs, task)
+        assert moved(found[f"set {task}"], found["set 2"])
+        assert zero(found[f"set {other}"], found[f"numeric.{other}.weight"])

@@ -50,10 +50,20 @@ class Towered(Common):
 
 
 class Alike(Towered):
-    """A model whose experts all have the same interaction."""
+    """A model whose experts have the same interaction, or one by the set that they read."""
 
     interaction: InteractionKind = FlatKind()
     """What each expert does with the vectors of its set, before its layers."""
+    interactions: dict[str, InteractionKind] = Field(default_factory=dict)
+    """What the experts on some sets do instead, by the name of the set."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""
+        yield from super().problems(recipe)
+        sets = [each.name for each in recipe.embedding.resolved_sets]
+        for name in self.interactions:
+            if name not in sets:
+                yield f"model.interactions.{name}: no set is called that; {nearest(name, sets)}"
 
 
 class OneSet(Alike):
