@@ -12,11 +12,11 @@ from prismrec.config.embedding import TableOptions
 from prismrec.config.section import Section
 
 _FREE = re.compile(
-    r"(workers|train|evaluate|checkpoint|tracking|export)\..+|out"
+    r"(workers|train|evaluate|checkpoint|tracking|export)\..+|out|calibration(\..+)?"
     r"|embedding\.(layout|sharding|kernel|cache_load_factor|reserved_memory|communication\..+)"
     r"|embedding\.tables\.[^.]+\.(layout|sharding|kernel)"
 )
-"""How long and where a run trains, what it tells, and where its tables lie."""
+"""How long and where a run trains, what it tells, what it fits at its end, and where its tables lie."""
 
 
 def check_resumable(before: Recipe, now: Recipe, directory: Path) -> None:

@@ -17,6 +17,7 @@ from tests.helpers.runs import Start, alone, make_recipe, write_rows
 STEPS, STOP = 12, 5
 PLACED = (
     "train.device=cuda",
+    "calibration.method=platt",
     "embedding.layout=separate",
     "embedding.sharding=row_wise",
     "embedding.kernel=fused_uvm_caching",
