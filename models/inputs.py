@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.export import register_dataclass
 
+from prismrec.models.numeric import NumericSpec, ValueSpec
+
 SetShape = tuple[int, int]
 """Number N of field vectors of a set, and their width K."""
 
@@ -30,6 +32,8 @@ class Fields:
         num_domains: number S of domains that the model tells apart; 0 where it reads none.
         sets: names of the embedding sets; empty where nothing asks for a set by its name.
         tasks: name of the task of each logit; empty where nothing asks for a task by its name.
+        numeric: how the last of the numeric columns become fields; those before are their values
+            times vectors.
     """
 
     num_sparse: int
@@ -41,6 +45,12 @@ class Fields:
     num_domains: int = 0
     sets: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    numeric: tuple[NumericSpec, ...] = ()
+
+    @property
+    def numeric_specs(self) -> tuple[NumericSpec, ...]:
+        """How each of the numeric columns becomes a field."""
+        return (ValueSpec(),) * (self.num_dense - len(self.numeric)) + self.numeric
 
     def names_of(self, set_index: int) -> tuple[str, ...]:
         """Names of the field vectors of one set.

@@ -8,7 +8,6 @@ T tasks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,12 +20,9 @@ from prismrec.models.experts import Experts, ExpertSpec, GroupPlan
 from prismrec.models.extraction import Extraction, LayerSpec
 from prismrec.models.inputs import Fields, Inputs
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
+from prismrec.models.numeric import numeric_fields
 from prismrec.models.sources import SourcePlan, plan_sources
 from prismrec.models.towers import SharedTower, SumHead, TaskTowers
-
-NUMERIC_NORM = 0.1
-"""Expected length of a numeric field's vector at the value 1, at the start: of the order of an
-embedding row's, so that neither kind of field drowns the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +76,6 @@ class Composition:
 
     branches: tuple[BranchSpec | MixtureSpec, ...]
     wide: bool = False
-
-
-class NumericFields(nn.Module):
-    """Numeric columns as fields of one set: the value times a learned vector.
-
-    Args:
-        num_dense: number D of columns.
-        dim: width K of the set.
-    """
-
-    def __init__(self, num_dense: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_dense, dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the vectors anew."""
-        nn.init.normal_(self.weight, std=NUMERIC_NORM / math.sqrt(self.weight.shape[1]))
-
-    def forward(self, dense: Tensor) -> Tensor:
-        """Map (B, D) to (B, D, K)."""
-        return dense.unsqueeze(-1) * self.weight
 
 
 class FirstOrder(nn.Module):
@@ -227,7 +201,10 @@ class RankingModel(nn.Module):
             for spec in composition.branches
         )
         self.numeric = nn.ModuleDict(
-            {str(m): NumericFields(fields.num_dense, fields.set_dims[m]) for m in self.plan.sources}
+            {
+                str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m])
+                for m in self.plan.sources
+            }
             if fields.num_dense
             else {}
         )

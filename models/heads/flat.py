@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.models.inputs import Fields, Inputs
-from prismrec.models.mixture import NumericFields
+from prismrec.models.numeric import numeric_fields
 
 
 class FlatSets(nn.Module):
@@ -28,7 +28,7 @@ class FlatSets(nn.Module):
         self.indices = tuple(indices)
         columns = fields.num_dense if has_numeric else 0
         self.numeric = nn.ModuleDict(
-            {str(m): NumericFields(columns, fields.set_dims[m]) for m in self.indices}
+            {str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m]) for m in self.indices}
             if columns
             else {}
         )

@@ -19,6 +19,7 @@ from prismrec.models.inputs import Fields
 from prismrec.models.mixture import Composition, RankingModel
 from prismrec.models.zoo.heads import HEADS
 from prismrec.models.zoo.multitask import MULTITASK
+from prismrec.models.zoo.numbers import numeric_specs
 from prismrec.models.zoo.single import SINGLE
 
 MODELS: dict[str, Callable[[Any, Fields], Composition | nn.Module]] = {
@@ -80,13 +81,14 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
     sets = [each for each in spec.sets if each.name != LINEAR]
     return Fields(
         num_sparse=len(spec.fields),
-        num_dense=len(recipe.features.dense),
+        num_dense=len(recipe.features.numeric),
         set_dims=tuple(each.dim for each in sets),
         num_tasks=recipe.num_logits,
         set_fields=tuple(len(spec.fields_of(each)) for each in sets),
-        set_names=tuple((*spec.fields_of(each), *recipe.features.dense) for each in sets),
+        set_names=tuple((*spec.fields_of(each), *recipe.features.numeric) for each in sets),
         num_domains=spec.num_domains,
         sets=tuple(each.name for each in sets),
+        numeric=numeric_specs(recipe.features.numbers),
         tasks=(*recipe.task_names, *(each.name for each in recipe.tasks if each.has_level)),
     )
 

@@ -198,7 +198,7 @@ def test_vocabularies_are_copied_into_run_checkpoint_and_model(
     manifest = verify(checkpoint)
     assert sorted(manifest.copies) == ["vocabulary-0000.parquet", "vocabulary-0001.parquet"]
     digests = {table: manifest.copies[f"vocabulary-000{n}.parquet"].sha256 for n, table in tables}
-    assert manifest.extra["vocabularies"] == digests
+    assert manifest.extra["files"] == digests
     assert read_manifest(trained[2]["hash"].checkpoint).copies == {}
     damaged = checkpoint / "vocabulary-0001.parquet"
     whole = damaged.read_bytes()

@@ -70,7 +70,7 @@ class CheckpointTables:
         path: the checkpoint's directory.
 
     Raises:
-        UserError: `path` is not a checkpoint of a run, or its vocabularies cannot be read.
+        UserError: `path` is not a checkpoint of a run, or its files of ids cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:

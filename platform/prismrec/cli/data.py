@@ -169,6 +169,53 @@ def vocabulary(  # noqa: PLR0913 - the options of a command are its arguments
         )
 
 
+@app.command(epilog="Example: prismrec data fit my_recipe.toml --overwrite")
+def fit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write; the recipe's features.statistics.")
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(help="Most values of a number that its quantiles are told by.", min=1000)
+    ] = 2**18,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the ranges and quantiles of a recipe's numbers in its training rows."""
+    from prismrec.config import UserError, load
+    from prismrec.data.encode.numbers.sample import share_error
+    from prismrec.data.fit_numbers import fit_numbers, write_statistics
+    from prismrec.data.source import open_data
+
+    loaded = load(recipe, overrides or ())
+    named = loaded.features.statistics
+    if out is None and (named is None or "://" in named):
+        raise UserError("--out: features.statistics names no local file; say where to write")
+    target = out or Path(str(named))
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: already there; --overwrite replaces it")
+    with output.progress("Reading", "row groups") as advance:
+        fitted = fit_numbers(loaded, open_data(loaded.data.path), sample, advance)
+    write_statistics(fitted, target)
+    if as_json:
+        output.print_json(fitted.model_dump())
+        return
+    columns = ("number", "values", "missing", "0.1 %", "99.9 %", "least", "most", "error at median")
+    rows = [
+        (
+            name,
+            each.values,
+            each.missing,
+            *(f"{value:.6g}" for value in (each.low, each.high, each.least, each.most)),
+            f"{share_error(each.sample, each.values, 0.5):.2%}",
+        )
+        for name, each in fitted.numbers.items()
+    ]
+    output.print_table(columns, rows)
+    output.note(f"{fitted.rows:,} training rows were read; {target} is written")
+
+
 @app.command(epilog="Example: prismrec data collisions jobs/recipes/demo.toml")
 def collisions(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show how many ids of the training rows share their rows, or have none, by table."""

@@ -136,6 +136,12 @@ class FeaturesSection(Section):
         return list(dict.fromkeys([*names, *self.dense]))
 
     @property
+    def numeric(self) -> tuple[str, ...]:
+        """The numeric columns of a batch: `dense`, then the numbers that modules of the model read."""
+        read = (each.name for each in self.numbers if not each.encoding.is_looked_up)
+        return (*self.dense, *read)
+
+    @property
     def lookups(self) -> tuple[Lookup, ...]:
         """Every field that is looked up, in the order of the model's fields: ids, then numbers."""
         return (*self.sparse, *(each for number in self.numbers for each in number.lookups))
@@ -181,6 +187,10 @@ def _number_problems(features: FeaturesSection) -> Iterator[str]:
         if number.name in taken:
             yield f"{where}.name: another feature is called '{number.name}'; choose another name"
         taken.add(number.name)
+        if number.share is not None and not number.encoding.is_looked_up:
+            yield f"{where}.share: '{number.encoding.kind}' looks no rows up; leave it out"
+        if number.name in features.dense and not number.encoding.is_looked_up:
+            yield f"{where}.name: features.dense has '{number.name}' too; choose another name"
         form = shared.setdefault(number.rows_of, number.encoding.form)
         if form != number.encoding.form:
             yield (

@@ -15,7 +15,8 @@ from prismrec.config.propensity import Propensity
 from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import CodeEncoder
 from prismrec.data.encode.encoders import Encoder
-from prismrec.data.encode.numbers.tables import NumberCodes, NumberEncoder
+from prismrec.data.encode.numbers.encoders import NumberCodes, NumberEncoder, number_scalers
+from prismrec.data.encode.numbers.scale import Scaler
 from prismrec.data.propensity import check_columns
 from prismrec.data.schema import DataSchema
 from prismrec.data.source import DataSource
@@ -88,6 +89,7 @@ class ReadColumns:
 
     sparse: tuple[IdColumn, ...]
     dense: tuple[str, ...]
+    scalers: Mapping[str, Scaler]
     labels: tuple[LabelColumn, ...]
     domain: str | None
     group: str | None
@@ -136,7 +138,9 @@ class ReadColumns:
         ids = [name for each in self.sparse for name in each.columns]
         labels = [name for each in self.labels for name in (each.column, each.valid)]
         labels += [name for each in self.weighted.values() for name in each.columns]
-        chosen = [*ids, *self.dense, *labels, *self.keys]
+        ids += [name for each in self.scalers.values() for name in each.columns]
+        dense = [name for name in self.dense if name not in self.scalers]
+        chosen = [*ids, *dense, *labels, *self.keys]
         return frozenset(name for name in chosen if name is not None)
 
 
@@ -180,7 +184,8 @@ def read_columns(
     ]
     return ReadColumns(
         tuple(sorted(sparse, key=lambda each: each.is_managed)),
-        features.dense,
+        features.numeric,
+        {each.name: each for each in number_scalers(recipe, schema)},
         tuple(_label_column(task, source, training) for task in recipe.tasks),
         features.domain,
         features.group,

@@ -78,7 +78,7 @@ class Decoder:
         keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
         if self.columns.domains is not None:
             keys[0] = self.columns.domains.known(keys[0], partial(self._where, group))
-        dense = [floats(arrays[name]) for name in self.columns.dense]
+        dense = [self._number(name, arrays) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
         weights = [
@@ -131,6 +131,10 @@ class Decoder:
                 "they were counted; the file was changed, start the run again"
             )
         return table
+
+    def _number(self, name: str, arrays: dict[str, pa.Array]) -> Floats:
+        scaler = self.columns.scalers.get(name)
+        return floats(arrays[name]) if scaler is None else scaler(arrays)
 
     def _single(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Ints:
         if feature.number is not None:

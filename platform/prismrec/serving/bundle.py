@@ -5,6 +5,8 @@
     tables/0000.safetensors ...   one file per table, one tensor of stored rows per set
     ids/0000.safetensors ...      ids that have the rows of a table of managed ids
     vocabulary-0000.parquet ...   ids of the tables that have a vocabulary
+    statistics.json      what numbers are encoded by
+    vectors-0000.parquet ...      what similarities are made of
 
 The dense part is stored as named weights and rebuilt from the recipe's model section, because
 `torch.export.load` unpickles parts of a .pt2 archive without restriction (torch 2.13,
@@ -56,7 +58,7 @@ class BundleSource:
         head: the dense part with the weights to serve.
         origin: where it comes from, such as run, step and data fingerprint; kept as it stands.
         maps: calibration of each task's logits; empty where there is none.
-        copies: the recipe's vocabularies, in the places of `copied_files`.
+        copies: copies of the recipe's files, in the places of `copied_files`.
         owners: gives, for the name of a table of managed ids, the (rows,) id that has each row,
             `NULL_ID` where none has; needed where there is such a table.
     """

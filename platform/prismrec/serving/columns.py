@@ -172,7 +172,11 @@ def weights(array: pa.Array, name: str, lengths: NDArray[np.int64]) -> NDArray[n
 
 def numbers(array: pa.Array) -> NDArray[np.float32]:
     """(B,) float32 values, a missing one 0."""
-    values: NDArray[np.float32] = floats(array)
+    return without_nan(floats(array))
+
+
+def without_nan(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values with 0 for NaN, in memory of their own."""
     return np.where(np.isnan(values), np.float32(0), values)
 
 

@@ -23,7 +23,8 @@ from prismrec.data.domains import domains_of
 from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.encoders import Encoder, Mask
-from prismrec.data.encode.numbers.tables import NumberEncoder
+from prismrec.data.encode.numbers.encoders import NumberEncoder, number_scalers
+from prismrec.data.encode.numbers.scale import Scaler
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.propensity import weights_of
 from prismrec.data.schema import Kind
@@ -52,6 +53,7 @@ class InferenceModel:
         encoders: of every field that is looked up.
         lookup: its tables.
         head: its dense part, in evaluation mode.
+        scalers: of the numbers that modules of the head read, by name.
 
     Attributes:
         tasks: names of the tasks, in the order of the logits.
@@ -69,6 +71,7 @@ class InferenceModel:
         encoders: Mapping[str, Encoder],
         lookup: TableLookup,
         head: nn.Module,
+        scalers: Mapping[str, Scaler],
     ) -> None:
         self.manifest = manifest
         self.recipe: Recipe = manifest.typed_recipe()
@@ -83,7 +86,7 @@ class InferenceModel:
         self._head = head
         self._decoder = build_decoder(self.recipe)
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
-        self._encoders = encoders
+        self._encoders, self._scalers = encoders, scalers
         self._domains = domains_of(self.recipe, manifest.data_schema) if spec.num_domains else None
         self._lock = threading.Lock()
 
@@ -105,7 +108,8 @@ class InferenceModel:
         head = build_head(recipe, spec)
         load_head(path, head)
         lookup = TableLookup(spec, manifest.table_type, table_reader(path, spec))
-        return cls(manifest, spec, encoders, lookup, head.eval())
+        scalers = {each.name: each for each in number_scalers(recipe, manifest.data_schema)}
+        return cls(manifest, spec, encoders, lookup, head.eval(), scalers)
 
     @property
     def table_type(self) -> TableType:
@@ -197,9 +201,14 @@ class InferenceModel:
                 self.unknown_ids[field] += int(unknown.sum())
 
     def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
-        dense = np.zeros((num_rows, len(self.recipe.features.dense)), dtype=np.float32)
-        for index, name in enumerate(self.recipe.features.dense):
-            dense[:, index] = raw.numbers(arrays[name])
+        names = self.recipe.features.numeric
+        dense = np.zeros((num_rows, len(names)), dtype=np.float32)
+        for index, name in enumerate(names):
+            scaler = self._scalers.get(name)
+            if scaler is None:
+                dense[:, index] = raw.numbers(arrays[name])
+            else:
+                dense[:, index] = raw.without_nan(scaler(arrays))
         return torch.from_numpy(dense)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from prismrec.config import Recipe, UserError
 from prismrec.data.batch import Batch
 from prismrec.data.encode.codes import CodeEncoder
-from prismrec.data.encode.numbers.tables import NumberEncoder
+from prismrec.data.encode.numbers.encoders import NumberEncoder
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import ReaderState, Share
 from prismrec.data.ledger import Ledger

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from prismrec.config import Recipe
-from prismrec.data.encode.tables import vocabulary_digests
+from prismrec.data.encode.copies import file_digests
 from prismrec.data.source import DataSource
 from prismrec.models import spec_of
 from prismrec.models.calibration import LogitMap
@@ -109,7 +109,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     total_steps = splits.total_steps()
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
-    digests = vocabulary_digests(recipe, splits.encoders)
+    digests = file_digests(recipe, splits.encoders)
     saver = Saver(recipe, source, sharded, session.files, session.attempt, digests)
     state = saver.resume()
     if not saver.has_resumed:

@@ -29,7 +29,7 @@ from prismrec.checkpoint import (
     table_shapes,
 )
 from prismrec.config import Recipe, UserError, dump
-from prismrec.data.encode.copies import copied_files, copy_id_files, id_files
+from prismrec.data.encode.copies import copied_files, copy_files, named_files
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource
 from prismrec.embeddings import access
@@ -50,7 +50,7 @@ class Saver:
         sharded: what is saved.
         files: the run's directory.
         attempt: differs at every start of the run.
-        vocabularies: SHA-256 of the vocabularies that the ids are read by, by table.
+        digests: SHA-256 of the files that ids and numbers are read by, see `file_digests`.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Saver:
         sharded: ShardedModel,
         files: RunFiles,
         attempt: str,
-        vocabularies: Mapping[str, str],
+        digests: Mapping[str, str],
     ) -> None:
         self._recipe = recipe
         self._source = source
         self._sharded = sharded
         self._directory = files.checkpoints
         self._run = files.directory
-        self._vocabularies = dict(vocabularies)
+        self._digests = dict(digests)
         ranks = sharded.ranks
         section = recipe.checkpoint
         self._checkpointer = Checkpointer(
@@ -134,13 +134,13 @@ class Saver:
         Collective: every rank calls it.
 
         Raises:
-            UserError: the checkpoint is of other data, lanes, vocabularies or another model.
+            UserError: the checkpoint is of other data, lanes, files or another model.
         """
         path = self._chosen(latest)
         if path is not None:
-            self._check_vocabularies(path)
+            self._check_files(path)
         if self._sharded.ranks.is_first:
-            copy_id_files(self._recipe, self._run, self._vocabularies)
+            copy_files(self._recipe, self._run, self._digests)
         if path is None:
             return TrainState()
         extra = self._load(path)
@@ -218,17 +218,15 @@ class Saver:
         self._conversions = latest_conversions(restored.manifest.conversions, converted)
         return restored.manifest.extra
 
-    def _check_vocabularies(self, path: Path) -> None:
+    def _check_files(self, path: Path) -> None:
         """Refuse a checkpoint whose rows stand for other ids than this run's."""
-        then = read_manifest(path).extra.get("vocabularies", {})
-        copies, named = copied_files(self._recipe, path), id_files(self._recipe)
-        for table, digest in self._vocabularies.items():
-            if then.get(table) != digest:
-                what = "vocabulary" if named[table].kind == "vocabulary" else "file of codes"
+        then = read_manifest(path).extra.get("files", {})
+        for name, file in named_files(self._recipe).items():
+            if then.get(name) != self._digests[name]:
                 raise UserError(
-                    f"embedding.tables.{table}.ids.path: {named[table].path} is not the {what} "
-                    f"that {path} was made with, so rows would stand for other ids; put "
-                    f"{copies[table].name} of that checkpoint in its place, or start a new run"
+                    f"{file.where}: {file.path} is not the {file.what} that {path} was made with, so "
+                    f"{file.otherwise}; put {file.copy} of that checkpoint in its place, or start a "
+                    "new run"
                 )
 
     def _extra(self, state: TrainState) -> dict[str, Any]:
@@ -242,7 +240,7 @@ class Saver:
             "seed": self._recipe.seed,
             "fingerprint": self._source.fingerprint,
             "schema": self._source.schema.model_dump(exclude_defaults=True),
-            "vocabularies": self._vocabularies,
+            "files": self._digests,
             "versions": {
                 "prismrec": prismrec.__version__,
                 "torch": str(torch.__version__),

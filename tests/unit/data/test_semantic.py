@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prismrec.config import ConfigError, Recipe, UserError
 from prismrec.config.ids import SemanticIds
 from prismrec.data.collisions import table_ids
-from prismrec.data.encode.copies import copied_files, copy_id_files, with_copies
+from prismrec.data.encode.copies import copied_files, copy_files, file_digests, with_copies
 from prismrec.data.encode.encoders import TableRows, fold
 from prismrec.data.encode.ids import NULL_ID, name_seed
 from prismrec.data.encode.semantic import (
@@ -25,7 +25,7 @@ from prismrec.data.encode.semantic import (
     semantic_encoder,
     semantic_segments,
 )
-from prismrec.data.encode.tables import encoders_of, id_tables, vocabulary_digests
+from prismrec.data.encode.tables import encoders_of, id_tables
 from prismrec.data.schema import Column
 from prismrec.data.semantic.files import write_codes
 from prismrec.data.source import open_data
@@ -272,10 +272,10 @@ def test_fields_of_one_column_and_copies_of_the_file(tmp_path: Path) -> None:
     assert encoders["item_sid"] is encoders["bag_sid"]
     assert encoders["item"](np.array([20]))[0].tolist() == [20]
     assert encoders["item_sid"](np.array([20]))[0].tolist() == [2, 5, 8]
-    digests = vocabulary_digests(chosen, encoders)
+    digests = file_digests(chosen, encoders)
     (tmp_path / "run").mkdir()
     assert copied_files(chosen, tmp_path / "run") == {"sid": tmp_path / "run/codes-0000.parquet"}
-    copy_id_files(chosen, tmp_path / "run", digests)
+    copy_files(chosen, tmp_path / "run", digests)
     path.unlink()
     copies = with_copies(chosen, tmp_path / "run")
     again = encoders_of(copies, source.schema)["item_sid"]

@@ -19,7 +19,7 @@ from prismrec.config.ids import VocabularyIds
 from prismrec.data.collisions import expected_sharing, table_ids
 from prismrec.data.encode.copies import (
     copied_files,
-    copy_id_files,
+    copy_files,
     with_absolute_paths,
     with_copies,
 )
@@ -214,16 +214,16 @@ def test_copies_take_the_place_of_the_files_that_a_recipe_names(tmp_path: Path) 
     with pytest.raises(
         UserError, match=r"tables.b.ids.path: .*0.parquet was changed while the run"
     ):
-        copy_id_files(chosen, tmp_path / "run", {"b": "0" * 64, "c": ""})
+        copy_files(chosen, tmp_path / "run", {"b": "0" * 64, "c": ""})
     sized = recipe(data, chosen.features.sparse, **_dumped(chosen), item={"rows": 3})
     encoders = encoders_of(sized, schema)
     digests = {name: encoders[f].digest for name, f in (("b", "bag"), ("c", "again"))}
-    copy_id_files(sized, tmp_path / "run", digests)
+    copy_files(sized, tmp_path / "run", digests)
     for path in lists:
         path.unlink()
     copies = with_copies(sized, tmp_path / "run")
     assert encoders_of(copies, schema)["again"](np.array([5, 6]))[0].tolist() == [1, 0]
-    copy_id_files(sized, tmp_path / "run", digests)  # what is there already is not read again
+    copy_files(sized, tmp_path / "run", digests)  # what is there already is not read again
     with pytest.raises(UserError, match=r"0.parquet cannot be read"):
         encoders_of(sized, schema)
 

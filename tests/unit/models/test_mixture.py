@@ -8,13 +8,13 @@ from prismrec.models.extraction import LayerSpec
 from prismrec.models.interactions import BiInteraction, CrossV2Spec, FlatSpec, FMSpec
 from prismrec.models.layers import MLPSpec
 from prismrec.models.mixture import (
-    NUMERIC_NORM,
     BranchSpec,
     Composition,
     Fields,
     MixtureSpec,
     RankingModel,
 )
+from prismrec.models.numeric import NUMERIC_NORM
 from tests.unit.models.vectors import assert_close, covering_all
 
 PROJECTION = MLPSpec((6,), 0.0, "layer")

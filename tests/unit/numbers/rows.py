@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prismrec.config.numbers import MNSE
+from prismrec.config.encodings import MNSE
 
 
 def rows_of(value: float | None, encoding: MNSE, base: int, first: int = 0) -> list[int]:

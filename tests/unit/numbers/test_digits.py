@@ -7,15 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismrec.config.numbers import digits_needed
+from prismrec.config.encodings import digits_needed
 from prismrec.data.encode.encoders import TableRows
 from prismrec.data.encode.ids import NULL_ID, Ints
 from prismrec.data.encode.numbers import digits as module
-from prismrec.data.encode.numbers.digits import DigitEncoder, DigitForm, digits
-from prismrec.data.encode.numbers.quantise import State
+from prismrec.data.encode.numbers.digits import DigitForm, digits
+from prismrec.data.encode.numbers.encoders import NumberCodes, NumberEncoder
+from prismrec.data.encode.numbers.quantise import Levels, State
+from prismrec.data.encode.numbers.source import ColumnSource
+from prismrec.data.encode.numbers.tables import NumberPart
 
 Q = 1024
 WIDTHS = {2: 10, 3: 7, 10: 4}
+
+
+def encoder_of(of: DigitForm, first: int) -> NumberEncoder:
+    """The encoder of a number that has the last rows of a table, from `first` on."""
+    number = NumberCodes("x", ColumnSource("x"), Levels("linear", of.levels, 0.0, 1.0))
+    return NumberEncoder(number, TableRows(first + of.rows, 0), NumberPart("x", first, of, 0.05))
 
 
 def string(n: int, base: int, width: int) -> str:
@@ -196,7 +205,7 @@ def test_a_row_of_each_position_inside_the_number(
     of = form(base, mode, levels)
     codes = data.draw(st.lists(st.integers(0, 6 * levels - 1) | st.just(NULL_ID), min_size=1))
     first = data.draw(st.integers(0, 1000))
-    encoder = DigitEncoder(TableRows(first + of.rows, 0), of, first)
+    encoder = encoder_of(of, first)
     found, _ = encoder(np.array(codes))
     shaped = found.reshape(len(codes), of.bag) - first
     stride = base if mode == "paper" else base + 1
@@ -217,7 +226,7 @@ def test_listed_and_computed_rows_are_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_encoder_counts_what_has_no_level_of_its_own() -> None:
-    encoder = DigitEncoder(TableRows(100, 0), form(2, "robust"), 7)
+    encoder = encoder_of(form(2, "robust"), 7)
     codes: Ints = np.array([[5, NULL_ID], [Q + 1023, State.NEGATIVE * Q]])
     found, unknown = encoder(codes)
     assert found.shape == (2, 22)

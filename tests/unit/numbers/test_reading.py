@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prismrec.config import UserError
-from prismrec.config.numbers import MNSE
+from prismrec.config.encodings import MNSE
 from prismrec.data.encode.numbers.tables import number_tables
 from prismrec.data.encode.tables import encoded_tables, encoders_of
 from prismrec.data.schema import Column

@@ -27,7 +27,8 @@ from prismrec.data.encode.encoders import (
     hash_seeds,
 )
 from prismrec.data.encode.ids import name_seed
-from prismrec.data.encode.numbers.tables import NumberTable, number_encoders, number_tables
+from prismrec.data.encode.numbers.encoders import number_encoders
+from prismrec.data.encode.numbers.tables import NumberTable, number_tables
 from prismrec.data.encode.semantic import SemanticEncoder, semantic_encoder, semantic_segments
 from prismrec.data.encode.vocabulary import read_vocabulary, vocabulary_size
 from prismrec.data.schema import DataSchema
@@ -122,7 +123,7 @@ def encoders_of(recipe: Recipe, schema: DataSchema) -> dict[str, Encoder]:
     return of_ids | number_encoders(recipe, schema)
 
 
-def vocabulary_digests(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, str]:
+def id_digests(recipe: Recipe, encoders: Mapping[str, Encoder]) -> dict[str, str]:
     """SHA-256 of the vocabularies and files of codes that encoders were made from, by table."""
     of_table = {each.table_name: encoders[each.name] for each in recipe.features.sparse}
     return {

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from prismrec.data.encode.encoders import Mask, TableRows
+from prismrec.data.encode.encoders import Mask
 from prismrec.data.encode.ids import Ints
 from prismrec.data.encode.numbers.quantise import State, split_codes
 
@@ -65,6 +65,16 @@ class DigitForm:
         return self.width if self.mode == "paper" else self.width + 1
 
     @property
+    def drawn(self) -> int:
+        """Rows that begin with drawn weights; those of states begin at 0."""
+        return self.rows if self.flag_row is None else self.flag_row
+
+    @property
+    def added(self) -> int:
+        """Rows of a bag that begin with drawn weights."""
+        return self.width
+
+    @property
     def flag_row(self) -> int | None:
         """The row of `State.OK`, before those of the other states."""
         return None if self.mode == "paper" else (self.base + 1) * self.width
@@ -85,6 +95,11 @@ class DigitForm:
         found[..., -1] += state
         return found
 
+    def odd(self, codes: Ints) -> Mask:
+        """Which codes stand for missing numbers or ones out of range."""
+        state, _ = split_codes(codes, self.levels)
+        return (state != State.OK) & (state != State.NEGATIVE)
+
 
 def _digit_rows(form: DigitForm, level: Ints) -> Ints:
     """Rows of levels with nothing special about them."""
@@ -99,32 +114,3 @@ def _digit_rows(form: DigitForm, level: Ints) -> Ints:
 def _listed(form: DigitForm) -> Ints:
     """(Q, bag) rows of every level."""
     return _digit_rows(form, np.arange(form.levels))
-
-
-@dataclass(frozen=True, slots=True)
-class DigitEncoder:
-    """From codes to rows of a table of digits; see `prismrec.data.encode.encoders.Encoder`.
-
-    Args:
-        rows: the table's, of all its numbers.
-        form: how levels are written.
-        first: the number's first row.
-    """
-
-    rows: TableRows
-    form: DigitForm
-    first: int
-
-    @property
-    def rows_per_id(self) -> int:
-        """Rows that a code looks up; their sum is its vector."""
-        return self.form.bag
-
-    def __call__(self, ids: Ints) -> tuple[Ints, Mask | None]:
-        """Rows of codes, and which of them stand for missing numbers or ones out of range."""
-        found = self.form.rows_of(ids)
-        found += self.first
-        state, _ = split_codes(ids, self.form.levels)
-        odd = (state != State.OK) & (state != State.NEGATIVE)
-        flat = found.reshape(*ids.shape[:-1], ids.shape[-1] * self.form.bag)
-        return flat, odd if odd.any() else None

@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from prismrec.config.numbers import Quantiser
+from prismrec.config.encodings import Quantiser
 from prismrec.data.encode.ids import NULL_ID, Ints
 
 Doubles = NDArray[np.float64]

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prismrec.data.encode.numbers.quantise import Doubles
+
+
+class NumberSource(Protocol):
+    """What every source can do.
+
+    Attributes:
+        columns: columns that are read.
+        text: the source in words.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See the attributes."""
+
+    @property
+    def text(self) -> str:
+        """See the attributes."""
+
+    def __call__(self, arrays: Mapping[str, pa.Array]) -> Doubles:
+        """(n,) numbers of n rows, NaN where one is missing, in memory of their own."""
 
 
 def doubles(array: pa.Array) -> Doubles:
@@ -35,6 +56,11 @@ class ColumnSource:
     def columns(self) -> tuple[str, ...]:
         """Columns that are read."""
         return (self.column,)
+
+    @property
+    def text(self) -> str:
+        """The column in words."""
+        return f"column '{self.column}'"
 
     def __call__(self, arrays: Mapping[str, pa.Array]) -> Doubles:
         """(n,) numbers of n rows, NaN where one is missing."""

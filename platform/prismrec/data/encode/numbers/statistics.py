@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,32 +16,35 @@ class NumberStatistics(BaseModel):
     """One number in the training rows.
 
     Args:
-        column: where it was read from, in words.
+        source: where it was read from, in words.
         is_magnitude: what follows is of the number without its sign.
-        values: how many there were.
+        values: finite ones.
         missing: rows without one.
-        least: the least of them.
+        infinite: rows with an infinite one.
+        least: the least of the values.
         most: the largest.
         mean: their mean.
         low: 0.1 % quantile.
         high: 99.9 % quantile.
-        boundaries: numbers that part the values into groups of equal size, one fewer than groups;
-            none where the encoding needs none.
+        shares: shares of the values whose quantiles follow, as the encoding needs them.
+        quantiles: for each share a value that it does not exceed.
         sample: values that the quantiles were taken from; all of them if there are as many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    column: str
+    source: str
     is_magnitude: bool
     values: int
     missing: int
+    infinite: int
     least: float
     most: float
     mean: float
     low: float
     high: float
-    boundaries: list[float]
+    shares: list[float]
+    quantiles: list[float]
     sample: int
 
 
@@ -76,7 +77,8 @@ def read_statistics(recipe: Recipe) -> dict[str, NumberStatistics]:
     """What the recipe's file says of the numbers that need it, by name.
 
     Raises:
-        UserError: the file cannot be read, is no such file, or does not know a number.
+        UserError: the file cannot be read, is no such file, is of other rows than those that the
+            recipe trains on, or does not know a number as it is encoded.
     """
     path = recipe.features.statistics
     if path is None or not needs_statistics(recipe):
@@ -96,10 +98,22 @@ def read_statistics(recipe: Recipe) -> dict[str, NumberStatistics]:
         raise UserError(f"{where} holds no statistics of numbers ({place}); {_FIT}") from None
     if file.format != FORMAT:
         raise UserError(f"{where} is of format {file.format}, not {FORMAT}; {_FIT}")
-    found: dict[str, Any] = {}
+    rows = recipe.data.splits.train
+    if tuple(file.where) != rows:
+        raise UserError(
+            f"{where} is of the rows {file.where}, but data.splits.train has {list(rows)}; {_FIT} "
+            "again, so that it knows nothing of the other rows"
+        )
+    found: dict[str, NumberStatistics] = {}
     for number in recipe.features.numbers:
         if number.encoding.is_fitted:
-            if number.name not in file.numbers:
+            known = file.numbers.get(number.name)
+            if known is None:
                 raise UserError(f"{where} says nothing of the number '{number.name}'; {_FIT} again")
-            found[number.name] = file.numbers[number.name]
+            wanted = number.encoding
+            if tuple(known.shares) != wanted.shares or known.is_magnitude != wanted.is_magnitude:
+                raise UserError(
+                    f"{where} was written for another encoding of '{number.name}'; {_FIT} again"
+                )
+            found[number.name] = known
     return found

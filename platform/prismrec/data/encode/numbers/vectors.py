@@ -1,0 +1,81 @@
+"""Vectors by id, kept for lookups: what similarities are made of.
+
+Notation: n vectors, D width, b ids asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismrec.config import UserError
+from prismrec.data.encode.ids import Ints
+from prismrec.data.encode.numbers.quantise import Doubles
+from prismrec.data.rows import Floats
+from prismrec.data.semantic.vectors import open_vectors
+
+_KEPT_FILES = 8
+NO_VECTOR = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownVectors:
+    """Vectors that are never trained.
+
+    Args:
+        ids: (n,) the ids that have one, rising.
+        places: (n,) the row of each in `vectors`.
+        vectors: (n, D) float32, finite.
+        lengths: (n,) length of each.
+    """
+
+    ids: Ints
+    places: Ints
+    vectors: Floats
+    lengths: Doubles
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.vectors.shape[1]
+
+    def rows_of(self, ids: Ints) -> Ints:
+        """(b,) rows of the vectors of ids, `NO_VECTOR` where there is none."""
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == ids, self.places[at], NO_VECTOR)
+
+
+def known_vectors(path: str, where: str) -> KnownVectors:
+    """The vectors of a file; a process reads a file once.
+
+    Args:
+        path: Parquet, `.npz` or `.npy`, see `open_vectors`.
+        where: the recipe key, for errors.
+
+    Raises:
+        UserError: the file cannot be read, or names an id twice.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise UserError(f"{path} is a directory; name one file")
+        facts = file.stat() if file.exists() else None
+        return _read(path, facts.st_mtime_ns if facts else 0, facts.st_size if facts else 0)
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}") from None
+
+
+@lru_cache(maxsize=_KEPT_FILES)
+def _read(path: str, changed: int, size: int) -> KnownVectors:
+    """The vectors of a file as it was when it was last changed, so that a new file is read anew."""
+    found = open_vectors(Path(path))
+    blocks = list(found.blocks())
+    ids: Ints = np.concatenate([ids for ids, _ in blocks])
+    vectors: NDArray[np.float32] = np.concatenate([vectors for _, vectors in blocks])
+    order = np.argsort(ids, kind="stable")
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    return KnownVectors(ids[order], order, vectors, lengths)
