@@ -168,7 +168,7 @@ def test_files_are_copied_into_run_checkpoint_and_model(
     trained: dict[int, dict[str, Trained]], place: Path, tmp_path: Path
 ) -> None:
     names = {
-        "near.json": "statistics.json",
+        "near.json": "statistics-0000.json",
         "users.npz": "vectors-0000.npz",
         "items.npz": "vectors-0001.npz",
     }
@@ -182,7 +182,8 @@ def test_files_are_copied_into_run_checkpoint_and_model(
     manifest = verify(checkpoint)
     assert sorted(manifest.copies) == sorted(names.values())
     assert (
-        manifest.extra["files"]["features.statistics"] == manifest.copies["statistics.json"].sha256
+        manifest.extra["files"]["features.statistics"]
+        == manifest.copies["statistics-0000.json"].sha256
     )
     damaged = model / "vectors-0001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")

@@ -48,7 +48,7 @@ DenseGroup = Literal["dense", "dense_optimizer", "ema"]
 _Count = Annotated[int, Field(ge=0)]
 # A plain name of this fixed form cannot leave the directory.
 _FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5,}(-[0-9]{3,})?\.safetensors$")]
-_CopyName = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[0-9]{4,}\.parquet$")]
+_CopyName = Annotated[str, StringConstraints(pattern=r"^[a-z]+-[0-9]{4,}\.(parquet|json|npz|npy)$")]
 _DType = Annotated[str, StringConstraints(pattern="^(" + "|".join(DTYPES) + ")$")]
 
 

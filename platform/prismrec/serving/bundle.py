@@ -5,7 +5,7 @@
     tables/0000.safetensors ...   one file per table, one tensor of stored rows per set
     ids/0000.safetensors ...      ids that have the rows of a table of managed ids
     vocabulary-0000.parquet ...   ids of the tables that have a vocabulary
-    statistics.json      what numbers are encoded by
+    statistics-0000.json what numbers are encoded by
     vectors-0000.parquet ...      what similarities are made of
 
 The dense part is stored as named weights and rebuilt from the recipe's model section, because

@@ -57,7 +57,9 @@ def named_files(recipe: Recipe) -> dict[str, NamedFile]:
     path = recipe.features.statistics
     if path is not None and needs_statistics(recipe):
         what = "file of statistics"
-        files[STATISTICS] = NamedFile(STATISTICS, path, "statistics.json", what, _OTHER_NUMBERS)
+        files[STATISTICS] = NamedFile(
+            STATISTICS, path, "statistics-0000.json", what, _OTHER_NUMBERS
+        )
     return files | _vector_files(recipe)
 
 
@@ -105,7 +107,8 @@ def _vector_files(recipe: Recipe) -> dict[str, NamedFile]:
     copies: dict[str, str] = {}
     for number in recipe.features.numbers:
         for side, each in number.sides.items():
-            suffix = PurePath(each.vectors).suffix
+            ending = PurePath(each.vectors).suffix
+            suffix = ending if ending in (".npz", ".npy") else ".parquet"
             copy = copies.setdefault(each.vectors, f"vectors-{len(copies):04d}{suffix}")
             where = f"features.numbers.{number.name}.similarity.{side}.vectors"
             what = "file of vectors"
