@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prismrec.config import UserError
-from prismrec.config.models.decorrelation import Covariance, DecorrelationKind
+from prismrec.config.models.decorrelation import Correlation, Covariance
 from prismrec.config.models.multitask import (
     AME,
     CGC,
@@ -299,12 +299,14 @@ def _prior_scores(
 
 def _gated(section: Gated, layers: tuple[LayerSpec, ...]) -> Composition:
     chosen = section.decorrelation
-    if chosen is not None and len(layers[0].experts) < 2:
+    if chosen == "none":
+        return _composition(section, layers)
+    if len(layers[0].experts) < 2:
         raise UserError(
             "model.decorrelation: there is one expert, and nothing to keep it apart from; give the "
             "model several, or leave it out"
         )
-    return _composition(section, layers, None if chosen is None else _apart(chosen))
+    return _composition(section, layers, _apart(chosen))
 
 
 def _composition(
@@ -313,8 +315,9 @@ def _composition(
     return Composition((MixtureSpec(layers, _mlp(section, section.tower), apart),))
 
 
-def _apart(section: DecorrelationKind) -> DecorrelationSpec:
-    over = RowsSpec(section.rows, section.scope, section.normalize)
+def _apart(section: Covariance | Correlation) -> DecorrelationSpec:
+    rows = None if section.rows == "all" else section.rows
+    over = RowsSpec(rows, section.scope, section.normalize)
     if isinstance(section, Covariance):
         return CovarianceSpec(section.weight, section.pairs, section.include_variance, over)
     return CorrelationSpec(section.weight, section.norm, section.per_pair, section.eps, over)

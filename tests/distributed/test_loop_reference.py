@@ -141,17 +141,23 @@ class Reference:
 
     def logits(self, rows: list[dict[str, Any]]) -> Tensor:
         """(B, T)."""
+        return self.outputs(rows)[0]
+
+    def outputs(self, rows: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, T), and auxiliary losses."""
         sets = [self._embed(each, rows) for each in self.spec.sets]
         linear = None
         if self.spec.sets[-1].name == "linear":
             linear = sets.pop()[:, :, : len(self.recipe.tasks)]
         numbers = [[row[name] or 0.0 for name in self.recipe.features.dense] for row in rows]
-        return self.model(Inputs(sets, linear, torch.tensor(numbers, dtype=torch.float64)))[0]
+        dense = torch.tensor(numbers, dtype=torch.float64)
+        outputs: tuple[Tensor, dict[str, Tensor]] = self.model(Inputs(sets, linear, dense))
+        return outputs
 
     def step(self, rows: list[dict[str, Any]]) -> float:
         """One step on a global batch; the loss before it."""
-        logits = self.logits(rows)
-        total = 0 * logits.sum()
+        logits, auxiliary = self.outputs(rows)
+        total = 0 * logits.sum() + sum(auxiliary.values())
         for t, task in enumerate(self.recipe.tasks):
             inside = [
                 r[task.label] is not None and (task.valid is None or r[task.valid] == 1)
@@ -252,6 +258,11 @@ def test_two_ranks_train_what_the_plain_program_trains(
     run, reference = runs[case], Reference(recipe_of(data, case))
     losses = [reference.step(rows_of_step(data, step)) for step in range(STEPS)]
     torch.testing.assert_close(torch.tensor(run.losses), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    assert_stored(run, reference)
+
+
+def assert_stored(run: Trained, reference: Reference) -> None:
+    """The tables, weights and optimizer states of a checkpoint are those of the plain program."""
     with CheckpointReader(run.checkpoint) as checkpoint:
         for key, expected in reference.tables.items():
             table, set_name = key.split("/")

@@ -17,8 +17,8 @@ class Apart(Section):
     normalize: Literal["mean", "sum"] = "mean"
     """Whether products of columns are divided by the rows; under `sum` a weight of w / rows does what w
     does under `mean`."""
-    rows: int | None = Field(default=512, ge=2)
-    """Rows of a worker's batch that are looked at, evenly spaced; null for all."""
+    rows: Annotated[int, Field(ge=2)] | Literal["all"] = 512
+    """Rows of a worker's batch that are looked at, evenly spaced."""
     scope: Literal["local", "global"] = "local"
     """Each worker's rows by themselves, or exactly the rows of all workers together."""
 
@@ -49,5 +49,7 @@ class Correlation(Apart):
     """Added to the variances."""
 
 
-DecorrelationKind = Annotated[Covariance | Correlation, Field(discriminator="kind")]
-"""`{kind = "covariance", weight = 0.1}` or `{kind = "correlation", weight = 0.01}`."""
+DecorrelationKind = (
+    Annotated[Covariance | Correlation, Field(discriminator="kind")] | Literal["none"]
+)
+"""`{kind = "covariance", weight = 0.1}`, `{kind = "correlation", weight = 0.01}` or `"none"`."""

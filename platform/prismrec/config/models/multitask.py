@@ -84,8 +84,8 @@ class Gated(Towered):
 
     gate_hidden: tuple[Width, ...] = ()
     """Widths of the hidden layers of each gate."""
-    decorrelation: DecorrelationKind | None = None
-    """A loss that keeps the experts of the lowest layer apart; none if not given."""
+    decorrelation: DecorrelationKind = "none"
+    """A loss that keeps the experts of the lowest layer apart."""
 
 
 class SharedBottom(OneSet):
@@ -283,8 +283,8 @@ class Crocodile(Alike, Gated):
     """Widths of the layers of an expert."""
     prior_set: str
     """The set that only the gates read, such as one that covers the ids of user, item and domain."""
-    decorrelation: DecorrelationKind | None = Covariance()
-    """The loss that keeps the experts apart; null for none."""
+    decorrelation: DecorrelationKind = Covariance()
+    """The loss that keeps the experts apart."""
 
     def set_problem(self, sets: Sequence[str], tasks: Sequence[str]) -> str | None:
         """Why the model cannot have these embedding sets; see `Towered`."""
@@ -364,8 +364,8 @@ class DMoE(Heterogeneous):
     """Hetero-ME whose experts are kept apart by a loss on their correlation."""
 
     name: Literal["dmoe"]
-    decorrelation: DecorrelationKind | None = Correlation()
-    """The loss that keeps the experts apart; null for none."""
+    decorrelation: DecorrelationKind = Correlation()
+    """The loss that keeps the experts apart."""
 
 
 def _sum_problems(section: STEM | STEMAL, recipe: Recipe) -> Iterator[str]:
