@@ -87,6 +87,19 @@ SYSTEMS: tuple[System, ...] = (
         "two logits per task, a cross-entropy beside a generative loss",
         "Sheng et al., Joint optimization of ranking and calibration, KDD 2023",
     ),
+    System("shared_bottom", "one expert for all tasks, a tower for each", "Caruana, 1997"),
+    System("moe", "experts under one gate, a tower for each task", "Jacobs et al., 1991"),
+    System("mmoe", "experts under a gate for each task", "Ma et al., KDD 2018"),
+    System("cgc", "experts of all tasks and of each", "Tang et al., RecSys 2020"),
+    System("ple", "the same in layers, with a shared stream", "Tang et al., RecSys 2020"),
+    System(
+        "stem", "a set for each task and a shared one, strict isolation", "Su et al., AAAI 2024"
+    ),
+    System("stem_al", "a main set and one for auxiliary tasks", "Pan et al., KDD 2024"),
+    System("ame", "shared sets of different width under gates", "Pan et al., KDD 2024"),
+    System("crocodile", "covariance loss, element-wise gates on a prior", "Lin et al., 2024"),
+    System("hetero_me", "a different interaction for each expert and set", "Pan et al., KDD 2024"),
+    System("dmoe", "the same, experts kept apart by their correlation", "arXiv 2505.17925"),
 )
 """Every named system, in the order in which they are listed."""
 

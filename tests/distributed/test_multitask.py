@@ -90,9 +90,7 @@ ISOLATED: dict[str, tuple[tuple[str, ...], set[str]]] = {
 MANY_TASKS = (
     "embedding.sets=[{name='a', dim=4}, {name='b', dim=8}, {name='c', dim=16}, {name='d', dim=32}]",
     f"model={{name='ame', {LAYERS}}}",
-    "tasks=["
-    + ",".join(f"{{name='t{t}', label='click'}}" for t in range(128))
-    + "]",
+    "tasks=[" + ",".join(f"{{name='t{t}', label='click'}}" for t in range(128)) + "]",
     "evaluate.metric='t1/logloss'",
     "train.steps=20",
 )
