@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prismrec.config import ConfigError
+from prismrec.config.models.single import DeepFM
+from prismrec.models import Fields, Inputs, build_model
 from prismrec.models.objectives import Decoder, Objective, Targets, TaskLoss, build_objective
 from prismrec.models.objectives.losses import (
     BatchLoss,
@@ -326,6 +328,25 @@ def test_a_recipe_with_a_wrong_loss(loss: str, message: str) -> None:
         make_recipe(
             Path("nowhere"), features, f"tasks=[{{name='click', label='click', loss={loss}}}]"
         )
+
+
+def test_every_weight_gets_a_gradient_without_a_row_that_counts() -> None:
+    """A step in which one task with a level has no valid row, nor the other a positive."""
+    fields = Fields(3, 2, (4, 4), 4, (3, 3))
+    section = DeepFM(name="deepfm", hidden=(4, 4), merge="gate")
+    model = build_model(section, fields)
+    inputs = Inputs(
+        [torch.randn(5, 3, 4), torch.randn(5, 3, 4)], torch.randn(5, 3, 4), torch.randn(5, 2)
+    )
+    logits, levels = Decoder([True, True])(model(inputs)[0])
+    loss = TaskLoss(of_batch=Generative(), alpha=0.5, has_level=True)
+    valid = torch.tensor([[0.0, 1.0]]).expand(5, 2)
+    targets = Targets(torch.zeros(5, 2), valid, torch.ones(5, 2))
+    total, _ = Objective([loss, loss], [1.0, 1.0])(logits, targets, levels)
+    total.backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
 
 
 def test_cross_entropy_is_torchs() -> None:
