@@ -141,7 +141,7 @@ class EmbeddingSpec:
         allow_coupled_sets: whether packed sets may share one number of optimizer state for a row.
         communication: types on the wire.
         cache_load_factor: share of a cached table's rows that its cache holds.
-        num_domains: domains of rows that the model tells apart, 0 where it reads none.
+        num_domains: domains of rows that the model or the loss tells apart, 0 where neither does.
     """
 
     sets: tuple[EmbeddingSet, ...]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.models.contexts import PROJECTED, ContextSpec, build_context
+from prismrec.models.domains import DomainLinear
 from prismrec.models.inputs import Inputs
 from prismrec.models.layers import IDENTITY, Linear, MLPSpec, widened
 from prismrec.models.routing import Table
@@ -33,6 +34,8 @@ class GateSpec:
         hidden: layers between the context and the scores, a stack of them for each reader.
         is_common: whether all readers have one gate.
         scores: where the scores of "static" start, R x M; 0 if not given.
+        num_domains: number of domains, each of which has W and b of its own in a gate that reads
+            rows; 0 for the same for all.
     """
 
     kind: GateKind = "softmax"
@@ -40,6 +43,7 @@ class GateSpec:
     hidden: MLPSpec = IDENTITY
     is_common: bool = False
     scores: tuple[tuple[float, ...], ...] | None = None
+    num_domains: int = 0
 
 
 SOFTMAX = GateSpec()
@@ -84,16 +88,29 @@ class Scored(nn.Module):
         if self.context.is_per_reader or spec.hidden.hidden:
             self.body = spec.hidden.build(width, num_readers)
             width = self.body.out_dim
-            self.scores = Linear(width, scores, num_readers, bias=has_bias, init="zero")
+            copies: int | None = num_readers
         else:
-            self.body = nn.Identity()
-            self.scores = Linear(width, num_readers * scores, bias=has_bias, init="zero")
+            self.body, copies = nn.Identity(), None
+            scores *= num_readers
+        self.scores: Linear | DomainLinear
+        if spec.num_domains:
+            domains = spec.num_domains
+            self.scores = DomainLinear(width, scores, domains, copies, bias=has_bias, is_zero=True)
+        else:
+            self.scores = Linear(width, scores, copies, bias=has_bias, init="zero")
         unseen = None if use is None or all(map(all, use)) else ~torch.tensor(use)
         self.register_buffer("hidden_experts", unseen, persistent=False)
 
     def forward(self, stacks: Sequence[Tensor], inputs: Inputs) -> Tensor:
         """Map the stacks of sources to gates (B, R, M), or (B, R, M, H) per element."""
-        scores = widened(self.scores(self.body(self.context(stacks))))
+        read = self.body(self.context(stacks))
+        if isinstance(self.scores, DomainLinear):
+            assert inputs.domain is not None
+            if self.scores.weight.dim() == 4 and read.dim() == 2:  # one context for all readers
+                read = read.expand(self.num_readers, -1, -1)
+            scores = widened(self.scores(read, inputs.domain))
+        else:
+            scores = widened(self.scores(read))
         scores = scores.transpose(0, 1) if scores.dim() == 3 else scores
         each = () if self.elements is None else (self.elements,)
         scores = scores.flatten(1).unflatten(1, (self.num_readers, self.num_experts, *each))

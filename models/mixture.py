@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.models.decorrelation import Decorrelation, DecorrelationSpec
+from prismrec.models.domains import build_towers
 from prismrec.models.experts import Experts, ExpertSpec, GroupPlan
 from prismrec.models.extraction import Extraction, LayerSpec
 from prismrec.models.inputs import Fields, Inputs
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
 from prismrec.models.numeric import numeric_fields
 from prismrec.models.sources import SourcePlan, plan_sources
-from prismrec.models.towers import SharedTower, SumHead, TaskTowers
+from prismrec.models.towers import SharedTower, SumHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,13 @@ class MixtureSpec:
         layers: at least one, the lowest first; see `LayerSpec`.
         tower: hidden layers of each tower.
         decorrelation: auxiliary loss on the lowest layer's experts, or None.
+        num_domains: number of domains, each with towers of its own; 0 for towers of all rows.
     """
 
     layers: tuple[LayerSpec, ...]
     tower: MLPSpec = IDENTITY
     decorrelation: DecorrelationSpec | None = None
+    num_domains: int = 0
 
     @property
     def sources(self) -> set[int]:
@@ -164,7 +167,7 @@ class MixtureBranch(nn.Module):
     def __init__(self, spec: MixtureSpec, plan: SourcePlan, num_tasks: int) -> None:
         super().__init__()
         self.extraction = Extraction(spec.layers, plan, num_tasks)
-        self.tower = TaskTowers(self.extraction.out_dim, spec.tower, num_tasks)
+        self.tower = build_towers(self.extraction.out_dim, spec.tower, num_tasks, spec.num_domains)
         self.decorrelation: Decorrelation | None = None
         if spec.decorrelation is not None:
             self.decorrelation = Decorrelation(

@@ -18,10 +18,15 @@ from prismrec.models.objectives.losses import (
     TaskLoss,
 )
 from prismrec.models.objectives.objective import Objective
+from prismrec.models.objectives.reduction import DomainMeans
 
 
-def build_objective(recipe: Recipe) -> Objective:
+def build_objective(recipe: Recipe, num_domains: int) -> Objective:
     """The objective of a recipe's tasks.
+
+    Args:
+        recipe: the resolved recipe.
+        num_domains: S, or 0 where nothing tells domains apart.
 
     Raises:
         UserError: a task names a loss of another package that is not there.
@@ -31,7 +36,17 @@ def build_objective(recipe: Recipe) -> Objective:
         loss = task_loss(f"tasks[{index}].loss", task.loss)
         applied = "none" if task.propensity is None else task.propensity.apply_to
         losses.append(replace(loss, pos_weight=task.pos_weight, propensity=applied))
-    return Objective(losses, [task.weight for task in recipe.tasks])
+    return Objective(
+        losses, [task.weight for task in recipe.tasks], _by_domain(recipe, num_domains)
+    )
+
+
+def _by_domain(recipe: Recipe, num_domains: int) -> DomainMeans | None:
+    chosen = recipe.train.domain_reduction
+    if chosen == "global_mean":
+        return None
+    is_tempered = chosen == "tempered"
+    return DomainMeans(num_domains, recipe.train.domain_temperature if is_tempered else None)
 
 
 def build_decoder(recipe: Recipe) -> Decoder:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prismrec.models.objectives.losses import TaskLoss
 from prismrec.models.objectives.ranking import Rows, gathered
-from prismrec.models.objectives.reduction import global_mean
+from prismrec.models.objectives.reduction import DomainMeans, global_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class Objective(nn.Module):
     Args:
         losses: the loss of each task; equal neighbours are computed together.
         task_weights: lambda of each task, at least 0.
+        by_domain: how the losses of rows become one per task where domains count by themselves;
+            None for the mean over all rows. Losses of the batch know no domains.
 
     Attributes:
         parts: the task and the name of every part that is told apart.
@@ -74,8 +76,14 @@ class Objective(nn.Module):
     chosen: Tensor
     chosen_levels: Tensor
 
-    def __init__(self, losses: Sequence[TaskLoss], task_weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        losses: Sequence[TaskLoss],
+        task_weights: Sequence[float],
+        by_domain: DomainMeans | None = None,
+    ) -> None:
         super().__init__()
+        self._by_domain = by_domain
         runs = groupby(enumerate(losses), key=lambda pair: pair[1].row)
         self._runs = [(row, [task for task, _ in run]) for row, run in runs]
         self._of_batch = [(t, loss) for t, loss in enumerate(losses) if loss.of_batch is not None]
@@ -132,7 +140,7 @@ class Objective(nn.Module):
             for row, tasks in self._runs
         ]
         per_row = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-        per_task = global_mean(per_row, weights)
+        per_task = self._mean(per_row, weights, targets.domain)
         parts = per_task.new_empty(0)
         if self._of_batch:
             columns = _Columns(logits, labels, weights, levels)
@@ -143,6 +151,14 @@ class Objective(nn.Module):
             per_task = self.shares * per_task + (1 - self.shares) * rest
         total = (per_task * self.task_weights).sum()
         return total, Losses(per_task.detach(), parts, weights)
+
+    def _mean(self, losses: Tensor, weights: Tensor, domain: Tensor | None) -> Tensor:
+        """One loss per task, (T,)."""
+        if self._by_domain is None:
+            return global_mean(losses, weights)
+        if domain is None:
+            raise ValueError("domains count by themselves, but targets.domain is None")
+        return self._by_domain(losses, weights, domain)
 
     def _weights(self, labels: Tensor, targets: Targets) -> Tensor:
         """`w = v w_data w_propensity pos_weight`, without a gradient."""

@@ -72,7 +72,7 @@ def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
         needs_sets=needs_sets(recipe.model),
         needs_linear=needs_linear(recipe.model),
     )
-    domains = domains_of(recipe, schema) if recipe.reads_domain else None
+    domains = domains_of(recipe, schema)
     return replace(spec, num_domains=domains.count) if domains else spec
 
 
@@ -86,7 +86,7 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         num_tasks=recipe.num_logits,
         set_fields=tuple(len(spec.fields_of(each)) for each in sets),
         set_names=tuple((*spec.fields_of(each), *recipe.features.numeric) for each in sets),
-        num_domains=spec.num_domains,
+        num_domains=spec.num_domains if recipe.reads_domain else 0,
         sets=tuple(each.name for each in sets),
         numeric=numeric_specs(recipe.features.numbers),
         tasks=(*recipe.task_names, *(each.name for each in recipe.tasks if each.has_level)),

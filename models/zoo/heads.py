@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from prismrec.config import UserError
-from prismrec.config.models.base import Deep
 from prismrec.config.models.heads import AITM, ESMM, STAR, PEPNet
 from prismrec.models.heads.aitm import Aitm, AitmOptions, Calibrator
 from prismrec.models.heads.chain import ChainedTasks
@@ -68,7 +67,7 @@ HEADS: dict[str, ModuleBuilder] = {
 """What makes each model of this module, by its recipe name."""
 
 
-def _layers(section: Deep) -> MLPSpec:
+def _layers(section: ESMM | AITM | PEPNet) -> MLPSpec:
     return MLPSpec(section.hidden, section.dropout, section.norm)
 
 

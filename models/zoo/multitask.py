@@ -78,7 +78,7 @@ def _shared_bottom(section: SharedBottom, fields: Fields) -> Composition:
     """`tower_t(MLP(x))`."""
     _check_sets(section, fields)
     layer = LayerSpec(_experts(section, fields, [0]), GateSpec("mean", is_common=True))
-    return _composition(section, (layer,))
+    return _composition(section, fields, (layer,))
 
 
 def _moe(section: MoE, fields: Fields) -> Composition:
@@ -86,14 +86,14 @@ def _moe(section: MoE, fields: Fields) -> Composition:
     _check_sets(section, fields)
     gate = replace(_gate(section, ContextSpec("concat")), is_common=True)
     experts = _experts(section, fields, [0] * section.num_experts)
-    return _gated(section, (LayerSpec(experts, gate),))
+    return _gated(section, fields, (LayerSpec(experts, gate),))
 
 
 def _mmoe(section: MMoE, fields: Fields) -> Composition:
     """`tower_t(sum_m g_tm E_m)`, `g_t = softmax(W_t x + b_t)`."""
     _check_sets(section, fields)
     experts = _experts(section, fields, [0] * section.num_experts)
-    return _gated(section, (LayerSpec(experts, _gate(section, ContextSpec("concat"))),))
+    return _gated(section, fields, (LayerSpec(experts, _gate(section, ContextSpec("concat"))),))
 
 
 def _ple(section: CGC | PLE, fields: Fields) -> Composition:
@@ -118,7 +118,7 @@ def _ple(section: CGC | PLE, fields: Fields) -> Composition:
         context = ContextSpec("own", tuple(range(len(use)))) if depth else ContextSpec("concat")
         experts = _owned_experts(section, fields, own, owners, depth)
         layers.append(LayerSpec(experts, _gate(section, context), Routing(use=use), has_stream))
-    return _gated(section, tuple(layers))
+    return _gated(section, fields, tuple(layers))
 
 
 def _stem(section: STEM, fields: Fields) -> Composition:
@@ -147,7 +147,7 @@ def _stem(section: STEM, fields: Fields) -> Composition:
         context = _stem_context(section, own, depth, has_stream)
         experts = _owned_experts(section, fields, own, owners, depth)
         layers.append(LayerSpec(experts, _gate(section, context), routing, has_stream))
-    return _gated(section, tuple(layers))
+    return _gated(section, fields, tuple(layers))
 
 
 def _stem_al(section: STEMAL, fields: Fields) -> Composition:
@@ -162,7 +162,7 @@ def _stem_al(section: STEMAL, fields: Fields) -> Composition:
     routing = Routing(use=None if section.aux_reads_main else table, keep=table)
     context = _stem_context(section, own, 0, has_stream=False)
     experts = _owned_experts(section, fields, own, owners, 0)
-    return _gated(section, (LayerSpec(experts, _gate(section, context), routing),))
+    return _gated(section, fields, (LayerSpec(experts, _gate(section, context), routing),))
 
 
 def _ame(section: AME, fields: Fields) -> Composition:
@@ -172,7 +172,7 @@ def _ame(section: AME, fields: Fields) -> Composition:
     gate = _gate(section, PROJECTED)
     if section.routing != "soft":
         gate = GateSpec("static", scores=_prior_scores(section, fields, sets))
-    return _gated(section, (LayerSpec(_experts(section, fields, sets), gate),))
+    return _gated(section, fields, (LayerSpec(_experts(section, fields, sets), gate),))
 
 
 def _crocodile(section: Crocodile, fields: Fields) -> Composition:
@@ -180,8 +180,12 @@ def _crocodile(section: Crocodile, fields: Fields) -> Composition:
     _check_sets(section, fields)
     prior = fields.sets.index(section.prior_set)
     sets = [m for m in range(len(fields.set_dims)) if m != prior]
-    gate = replace(_gate(section, ContextSpec("concat", (prior,))), kind="elements")
-    return _gated(section, (LayerSpec(_experts(section, fields, sets), gate),))
+    gate = replace(
+        _gate(section, ContextSpec("concat", (prior,))),
+        kind="elements",
+        num_domains=fields.num_domains if section.domain_gates else 0,
+    )
+    return _gated(section, fields, (LayerSpec(_experts(section, fields, sets), gate),))
 
 
 def _hetero_me(section: Heterogeneous, fields: Fields) -> Composition:
@@ -194,7 +198,7 @@ def _hetero_me(section: Heterogeneous, fields: Fields) -> Composition:
         interaction = interaction_spec(each.interaction, fields, index)
         experts += [ExpertSpec(index, (interaction,), _mlp(section, section.hidden))] * each.count
     gate = replace(_gate(section, PROJECTED), kind=section.gate)
-    return _gated(section, (LayerSpec(tuple(experts), gate),))
+    return _gated(section, fields, (LayerSpec(tuple(experts), gate),))
 
 
 MULTITASK: dict[str, Builder] = {
@@ -297,22 +301,26 @@ def _prior_scores(
     )
 
 
-def _gated(section: Gated, layers: tuple[LayerSpec, ...]) -> Composition:
+def _gated(section: Gated, fields: Fields, layers: tuple[LayerSpec, ...]) -> Composition:
     chosen = section.decorrelation
     if chosen == "none":
-        return _composition(section, layers)
+        return _composition(section, fields, layers)
     if len(layers[0].experts) < 2:
         raise UserError(
             "model.decorrelation: there is one expert, and nothing to keep it apart from; give the "
             "model several, or leave it out"
         )
-    return _composition(section, layers, _apart(chosen))
+    return _composition(section, fields, layers, _apart(chosen))
 
 
 def _composition(
-    section: Towered, layers: tuple[LayerSpec, ...], apart: DecorrelationSpec | None = None
+    section: Towered,
+    fields: Fields,
+    layers: tuple[LayerSpec, ...],
+    apart: DecorrelationSpec | None = None,
 ) -> Composition:
-    return Composition((MixtureSpec(layers, _mlp(section, section.tower), apart),))
+    domains = fields.num_domains if section.domain_towers else 0
+    return Composition((MixtureSpec(layers, _mlp(section, section.tower), apart, domains),))
 
 
 def _apart(section: Covariance | Correlation) -> DecorrelationSpec:

@@ -22,7 +22,17 @@ PHASES = (
     "train.clip_norm=5.0",
     f"train.steps={STEPS}",
 )
-PLAIN = (MODEL % "", *PHASES)
+TEMPERED = ("train.domain_reduction='tempered'", "train.domain_temperature=0.3")
+PLAIN = (MODEL % "", *PHASES, *TEMPERED)
+WORLDS = {
+    "plain": PLAIN,
+    "star": (
+        "model={name='star', hidden=[8], domain_dim=4}",
+        "features.domain='tab'",
+        f"train.steps={STEPS}",
+        "train.domain_reduction='per_domain_mean'",
+    ),
+}
 """The same on any number of ranks."""
 EVERYTHING = (MODEL % ", dropout=0.2", *PHASES, "train.ema_decay=0.9")
 """Everything that has a state of its own."""
@@ -48,9 +58,11 @@ def runs(data: Path) -> dict[str, Trained]:
     def start(name: str, directory: str, *changes: str) -> tuple[str, Start]:
         return name, Start(make_recipe(data, *changes), place / directory, name.replace(" ", "-"))
 
-    one = [start("plain 1", "plain-1", *PLAIN)]
-    two = [
-        start("plain 2", "plain-2", *PLAIN),
+    one, two = (
+        [start(f"{name} {n}", f"{name}-{n}", *changes) for name, changes in WORLDS.items()]
+        for n in (1, 2)
+    )
+    two += [
         start("whole", "whole", *EVERYTHING, *MIXED, *SAVED),
     ]
     for stop in STOPS:
@@ -113,13 +125,18 @@ def test_one_head_is_trained_until_they_are_split(runs: dict[str, Trained]) -> N
     assert not torch.equal(weight[0], weight[1])
 
 
-def test_losses_do_not_depend_on_the_number_of_ranks(runs: dict[str, Trained]) -> None:
-    one, two = runs["plain 1"], runs["plain 2"]
+@pytest.mark.parametrize("name", WORLDS)
+def test_losses_do_not_depend_on_the_number_of_ranks(runs: dict[str, Trained], name: str) -> None:
+    one, two = runs[f"{name} 1"], runs[f"{name} 2"]
     assert len(one.losses) == STEPS
     np.testing.assert_allclose(two.losses, one.losses, rtol=2e-5)
     for metric in ("click/logloss", "buy/logloss"):
         assert two.metrics[metric] == pytest.approx(one.metrics[metric], rel=1e-4)
-    phases = list(two.log["train/phase"].values())
+    assert ("train/phase" in two.log) == (name == "plain")
+
+
+def test_a_run_tells_its_phase(runs: dict[str, Trained]) -> None:
+    phases = list(runs["plain 2"].log["train/phase"].values())
     assert phases == [1] * SPLIT + [2] * (FREEZE - SPLIT) + [3] * (STEPS - FREEZE)
 
 

@@ -30,7 +30,7 @@ def domain_problems(features: FeaturesSection, *, needs_domain: bool) -> Iterato
 
 
 def phase_problems(train: TrainSection, model: Section) -> Iterator[str]:
-    """Phases of a model that has no heads of domains.
+    """Phases of a model that has no heads of domains, and a temperature that nothing has.
 
     Args:
         train: `[train]`.
@@ -41,4 +41,10 @@ def phase_problems(train: TrainSection, model: Section) -> Iterator[str]:
         yield (
             "train.phases: the phases are about a head for each domain; set model.domain_towers = "
             "true in a model that has it, or leave them out"
+        )
+    is_tempered = train.domain_reduction == "tempered"
+    if is_tempered != (train.domain_temperature is not None):
+        yield (
+            "train.domain_temperature: train.domain_reduction = 'tempered' needs one, and nothing "
+            f"else has one; got {train.domain_temperature} and '{train.domain_reduction}'"
         )

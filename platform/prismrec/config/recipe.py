@@ -134,7 +134,7 @@ class Recipe(Section):
     @property
     def needs_domain(self) -> bool:
         """Whether the model or the loss tells the domains of rows apart."""
-        return self.reads_domain
+        return self.reads_domain or self.train.domain_reduction != "global_mean"
 
     @property
     def raw_columns(self) -> list[str]:

@@ -127,6 +127,12 @@ class TrainSection(Section):
             )
         return value
 
+    domain_reduction: Literal["global_mean", "per_domain_mean", "tempered"] = "global_mean"
+    """How the losses of rows add up: their mean; the sum of each domain's own mean, in which a small
+    domain's rows count for more; or between the two, by `domain_temperature`."""
+    domain_temperature: float | None = Field(default=None, ge=0, le=1)
+    """`tempered`: a domain counts N^t for its N rows in a step; 1 is the mean over all rows, 0 lets
+    all domains count alike."""
     phases: Phases | None = None
     """`[train.phases]`: train domains in three phases; a model with `domain_towers` is needed."""
     warm_start: WarmStart | None = None

@@ -187,7 +187,10 @@ def _plain(head: nn.Module) -> dict[str, Tensor]:
 
 def _manifest(draft: Path, source: BundleSource, table_type: TableType) -> Manifest:
     recipe, spec = source.recipe, source.spec
-    columns = {name: source.schema.columns[name] for name in recipe.raw_columns}
+    names = list(recipe.raw_columns)
+    if recipe.needs_domain and recipe.features.domain is not None:
+        names.append(recipe.features.domain)  # its number of domains, whoever asks for that
+    columns = {name: source.schema.columns[name] for name in dict.fromkeys(names)}
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     return Manifest(
         format=FORMAT,

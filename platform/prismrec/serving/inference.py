@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
-from prismrec.data.domains import domains_of
+from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
 from prismrec.data.encode.encoders import Encoder, Mask
@@ -87,7 +87,9 @@ class InferenceModel:
         self._decoder = build_decoder(self.recipe)
         self._has_linear = any(each.name == LINEAR for each in spec.sets)
         self._encoders, self._scalers = encoders, scalers
-        self._domains = domains_of(self.recipe, manifest.data_schema) if spec.num_domains else None
+        self._domains: Domains | None = None
+        if self.recipe.reads_domain:
+            self._domains = domains_of(self.recipe, manifest.data_schema)
         self._lock = threading.Lock()
 
     @classmethod

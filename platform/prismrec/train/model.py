@@ -215,7 +215,7 @@ def build_train_model(
         torch.manual_seed(recipe.seed)
         model = build_model(recipe.model, fields_of(recipe, spec))
     ranker = Ranker(spec, model, recipe).to(device)
-    objective = build_objective(recipe).to(device)
+    objective = build_objective(recipe, spec.num_domains).to(device)
     leaf = Leaf(ranker, build_decoder(recipe).to(device), objective, is_bf16)
     if recipe.train.log_negative_gradients:
         leaf.gradients = LogitGradients(recipe.task_names, device)

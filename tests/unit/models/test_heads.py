@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prismrec.config import UserError, from_dict
+from prismrec.config import UserError, dump, from_dict
 from prismrec.config.models.heads import AITM, ESMM, STAR, PEPNet
 from prismrec.models import Fields, Inputs, build_model
 from tests.helpers.losses import global_mean_bce
@@ -140,6 +140,12 @@ def recipe(**model):
     return from_dict(tree)
 
 
+@pytest.mark.parametrize("name", ["esmm", "aitm", "star", "pepnet"])
+def test_a_recipe_in_full_is_the_recipe(name):
+    chosen = recipe(name=name, **({"prior_set": "prior"} if name == "pepnet" else {}))
+    assert from_dict(dump(chosen)) == chosen
+
+
 def test_recipes_name_the_sets_of_a_pepnet():
     section = recipe(name="pepnet", prior_set="prior")
     assert section.model.prior_set == "prior"
@@ -147,7 +153,7 @@ def test_recipes_name_the_sets_of_a_pepnet():
         ({"prior_set": "prio"}, r"model.prior_set: no set is called 'prio'; .*'prior'"),
         ({"prior_set": "prior", "domain_set": "prior"}, "model.domain_set: is the prior_set too"),
         ({"prior_set": "prior", "domain_set": "main"}, "embedding.sets: every set is named as the"),
-        ({"prior_set": "prior", "merge": "gate"}, "model.merge: 'pepnet' reads the vectors of its"),
+        ({"prior_set": "prior", "merge": "gate"}, "model.merge: unknown"),
     ):
         with pytest.raises(UserError, match=message):
             recipe(name="pepnet", **wrong)

@@ -294,7 +294,7 @@ def test_a_recipe_names_losses() -> None:
         "loss='bce_rcr'}, {name='c', label='buy', loss={name='bce'}}, {name='d', label='buy', "
         "loss={name='focal', gamma=1.0}}, {name='e', label='buy', loss={name='bce_list'}}]",
     )
-    objective = build_objective(recipe)
+    objective = build_objective(recipe, 0)
     expected = [
         TaskLoss(of_batch=RankNet("group_mean", False), alpha=0.7, is_grouped=True, pos_weight=4.0),
         TaskLoss(of_batch=Generative(True), alpha=0.5, has_level=True),

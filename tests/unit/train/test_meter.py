@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def new_meter(every: int = 2, total_steps: int = 5) -> Meter:
     recipe = make_recipe(Path("nowhere"), f"train.log_every={every}")
     ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    return Meter(recipe, build_objective(recipe), ranks, total_steps)
+    return Meter(recipe, build_objective(recipe, 0), ranks, total_steps)
 
 
 def output(loss: float, click: float, buy: float) -> Output:

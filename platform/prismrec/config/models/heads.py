@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from prismrec.config.errors import nearest
-from prismrec.config.models.base import Common, Deep, DomainTowers
+from prismrec.config.models.base import Common, DomainTowers
 
 if TYPE_CHECKING:
     from prismrec.config.recipe import Recipe
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 Widths = tuple[Annotated[int, Field(ge=1)], ...]
 
 
-class _Flat(Common):
-    """What reads the vectors of its sets side by side."""
+class _Layered(Common):
+    """What every model with MLPs on the vectors of its sets side by side has."""
 
-    def problems(self, recipe: Recipe) -> Iterator[str]:
-        """See `Common.problems`."""
-        name = getattr(self, "name", "")
-        if "merge" in self.model_fields_set:
-            yield f"model.merge: '{name}' reads the vectors of its sets side by side; leave it out"
-        yield from super().problems(recipe)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that an output of a hidden layer is zeroed in training."""
+    norm: Literal["layer", "batch", "none"] = "layer"
+    """Normalisation after each hidden linear layer; batch moments are over the global batch, in towers
+    of domains over each domain's rows."""
 
 
-class _Chain(_Flat):
+class _Chain(DomainTowers, _Layered):
     """What takes the tasks one after another."""
 
     def problems(self, recipe: Recipe) -> Iterator[str]:
@@ -44,7 +43,7 @@ class _Chain(_Flat):
         yield from super().problems(recipe)
 
 
-class ESMM(Deep, DomainTowers, _Chain):
+class ESMM(_Chain):
     """A tower per task, each given the one before it; the probabilities of the chain multiply."""
 
     name: Literal["esmm"]
@@ -52,7 +51,7 @@ class ESMM(Deep, DomainTowers, _Chain):
     """Widths of the hidden layers of each tower."""
 
 
-class AITM(Deep, DomainTowers, _Chain):
+class AITM(_Chain):
     """A bottom per task, which attends to what the task before it tells."""
 
     name: Literal["aitm"]
@@ -67,13 +66,8 @@ class AITM(Deep, DomainTowers, _Chain):
     calibrator_reduction: Literal["sum", "mean"] = "sum"
     """Over the rows of a step: the paper's sum, or their mean, which no batch size changes."""
 
-    @field_validator("tower", mode="before")
-    @classmethod
-    def _tower(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
-
-class PEPNet(Deep, _Flat):
+class PEPNet(_Layered):
     """Towers of tasks whose inputs are gated by domain and whose units by prior features."""
 
     name: Literal["pepnet"]
@@ -108,7 +102,7 @@ class PEPNet(Deep, _Flat):
         yield from super().problems(recipe)
 
 
-class STAR(_Flat):
+class STAR(Common):
     """A network per domain, the shared one times the domain's factors, and partitioned normalisation."""
 
     name: Literal["star"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from prismrec.config.errors import nearest
-from prismrec.config.models.base import Common
+from prismrec.config.models.base import Common, DomainTowers
 from prismrec.config.models.decorrelation import Correlation, Covariance, DecorrelationKind
 from prismrec.config.models.interactions import CrossV2Kind, FlatKind, InteractionKind
 from prismrec.config.section import Section
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Width = Annotated[int, Field(ge=1)]
 
 
-class Towered(Common):
+class Towered(DomainTowers):
     """What every model with a tower for each task has."""
 
     hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (512, 512, 512)
@@ -285,6 +285,13 @@ class Crocodile(Alike, Gated):
     """The set that only the gates read, such as one that covers the ids of user, item and domain."""
     decorrelation: DecorrelationKind = Covariance()
     """The loss that keeps the experts apart."""
+    domain_gates: bool = False
+    """Whether each domain has gate weights of its own; otherwise it enters through the prior set."""
+
+    @property
+    def reads_domain(self) -> bool:
+        """With towers or gates of domains."""
+        return self.domain_towers or self.domain_gates
 
     def set_problem(self, sets: Sequence[str], tasks: Sequence[str]) -> str | None:
         """Why the model cannot have these embedding sets; see `Towered`."""
