@@ -100,6 +100,31 @@ SYSTEMS: tuple[System, ...] = (
     System("crocodile", "covariance loss, element-wise gates on a prior", "Lin et al., 2024"),
     System("hetero_me", "a different interaction for each expert and set", "Pan et al., KDD 2024"),
     System("dmoe", "the same, experts kept apart by their correlation", "arXiv 2505.17925"),
+    System(
+        "pepnet",
+        "inputs gated by domain, hidden units by prior features",
+        "Chang et al., PEPNet, KDD 2023",
+    ),
+    System(
+        "star",
+        "a network per domain, the shared one times factors of its own",
+        "Sheng et al., One model to serve all, CIKM 2021",
+    ),
+    System(
+        "d_train",
+        "one head, then a head for each domain, then the heads alone",
+        "Wang et al., Decoupled training, AAAI 2024",
+    ),
+    System(
+        "esmm",
+        "tasks in a row whose probabilities multiply",
+        "Ma et al., Entire space multi-task model, SIGIR 2018",
+    ),
+    System(
+        "aitm",
+        "tasks in a row, each attending to the one before it",
+        "Xi et al., Modeling the sequential dependence among audience multi-step conversions, KDD 2021",
+    ),
 )
 """Every named system, in the order in which they are listed."""
 

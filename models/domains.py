@@ -24,6 +24,9 @@ from prismrec.models.layers import MLPSpec, NormKind, stacked_shape, widened
 from prismrec.models.products import affine
 from prismrec.models.towers import TaskTowers
 
+_FLAT = 1e-12
+"""Variance beside the squared mean that rounding alone makes in float32."""
+
 
 def of_domain(branches: Tensor, domain: Tensor) -> Tensor:
     """The branch of each row's own domain.
@@ -199,34 +202,40 @@ class DomainMoments(nn.Module):
             mean, variance = self._global_moments(wide, domain)
         else:
             mean, variance = self.running_mean, self.running_var
+        # What is equal in all rows of a domain is 0, and no rounding error blown up to some size.
+        is_flat = variance <= _FLAT * mean.square()
+        scale = torch.where(is_flat, 0, torch.rsqrt(variance + self.eps))
         centred = wide - parameters_of(mean, domain)
-        return (centred * parameters_of(torch.rsqrt(variance + self.eps), domain)).to(x.dtype)
+        return (centred * parameters_of(scale, domain)).to(x.dtype)
 
     def _global_moments(self, x: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each domain, (S, [M,] H); the running moments move along."""
-        num_domains = len(self.running_mean)
-        # Squares around the running mean lose less to cancellation than squares around 0.
-        offset = self.running_mean.clone()
-        centred = x - parameters_of(offset, domain)
-        stacked = torch.stack([centred, centred.square()], -1).flatten(-2)
-        rows = stacked if stacked.dim() == 2 else stacked.transpose(0, 1).flatten(1)
-        is_in = F.one_hot(domain, num_domains).to(rows.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            sums = is_in.mT @ torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        sums = sum_over_ranks(sums)
-        counts = sums[:, -1].detach().view(-1, *[1] * (offset.dim() - 1))
-        means = sums[:, :-1].unflatten(1, (*offset.shape[1:], 2)) / counts.clamp_min(1).unsqueeze(
-            -1
-        )
-        shift, square = means.unbind(-1)
-        variance = (square - shift.square()).clamp_min(0)
-        mean = offset + shift
+        is_in = F.one_hot(domain, len(self.running_mean)).to(x.dtype)
+        ones = torch.ones_like(is_in[:, :1])
+        sums = sum_over_ranks(_per_domain(torch.cat([_rows(x), ones], 1), is_in))
+        counts = sums[:, -1].detach().view(-1, *[1] * (self.running_mean.dim() - 1))
+        mean = sums[:, :-1].view_as(self.running_mean) / counts.clamp_min(1)
+        # A second look: the difference of two sums would lose what is small beside the mean.
+        squares = (x - parameters_of(mean, domain)).square()
+        squares = sum_over_ranks(_per_domain(_rows(squares), is_in))
+        variance = squares.view_as(self.running_mean) / counts.clamp_min(1)
         with torch.no_grad():
             step = self.momentum * (counts > 0).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), step.expand_as(mean))
             unbiased = variance * (counts / (counts - 1).clamp_min(1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), step.expand_as(mean))
         return mean, variance
+
+
+def _rows(x: Tensor) -> Tensor:
+    """([M,] B, H) as (B, M H)."""
+    return x if x.dim() == 2 else x.transpose(0, 1).flatten(1)
+
+
+def _per_domain(rows: Tensor, is_in: Tensor) -> Tensor:
+    """Sums (S, n) of the rows (B, n) of each domain, by (B, S) whose they are."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return is_in.mT @ rows
 
 
 class DomainNorm(nn.Module):

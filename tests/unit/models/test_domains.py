@@ -121,6 +121,18 @@ def test_moments_are_those_of_each_domains_own_batch():
     assert (out - F.batch_norm(x, None, None, training=True)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_equal_in_a_domain_is_zero_and_gets_no_gradient(dtype):
+    moments = DomainMoments(2, 3).to(dtype)
+    flat = torch.tensor([0.0371, -7.3, 1e3])[DOMAIN]
+    x = torch.stack([flat, torch.randn(7)], 1).to(dtype).requires_grad_()
+    out = moments(x, DOMAIN)
+    assert not out[:, 0].any()
+    out.sum(0).square().sum().backward()
+    assert not x.grad[:, 0].any()
+    assert out[DOMAIN == 0, 1].any()
+
+
 def test_moments_of_copies_are_those_of_each_copy():
     together, x = DomainMoments(5, 3, copies=2).double(), rows(2)
     out = together(x, DOMAIN)
