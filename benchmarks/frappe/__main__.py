@@ -1,0 +1,45 @@
+"""Quality on Frappe beside FuxiCTR: seven models, the same rows and budget, both searched on valid.
+
+    prismrec data prepare frappe --source frappe --out out/frappe
+    python -m benchmarks.frappe --out benchmarks/results/frappe
+
+What is done lies in `out/bench/frappe/runs.json`: an interrupted study goes on from there, and
+`--seconds 240` does a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.channel import ROOT
+from benchmarks.frappe.page import page
+from benchmarks.frappe.setting import PROGRAMS
+from benchmarks.frappe.study import go_on, next_job
+from benchmarks.machine import machine
+
+
+def main() -> None:
+    """Do what is left; when nothing is, write `OUT.json` and `OUT.md`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("out/frappe"))
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no run after these")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    runs = go_on(
+        asked.data.resolve(), ROOT / "out" / "bench" / "frappe" / "runs.json", asked.seconds
+    )
+    left = {program: next_job(runs, program) for program in PROGRAMS}
+    if any(left.values()):
+        print({program: len(done) for program, done in runs.items()}, "next:", left)
+        return
+    command = f"python -m benchmarks.frappe --out {asked.out}"
+    document = {"command": command, "machine": machine(), "runs": runs}
+    asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    asked.out.with_suffix(".md").write_text(page(document))
+    print(page(document))
+
+
+if __name__ == "__main__":
+    main()
