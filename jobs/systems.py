@@ -64,6 +64,9 @@ class SystemSize:
         }
 
 
+IPA = "Kang et al., Towards unifying feature interaction models for click-through rate prediction, 2024"
+GWPFM = "Pan et al., Ads recommendation in a collapsed and entangled world, KDD 2024"
+
 SYSTEMS: tuple[System, ...] = (
     System("lr", "a weight for every id", "logistic regression"),
     System("fm", "first order and all pairwise products", "Rendle, ICDM 2010"),
@@ -72,6 +75,19 @@ SYSTEMS: tuple[System, ...] = (
     System("deepfm", "FM and an MLP on the same vectors", "Guo et al., IJCAI 2017"),
     System("dcn", "cross layers with a vector each, beside an MLP", "Wang et al., ADKDD 2017"),
     System("dcnv2", "cross layers with a matrix each, beside an MLP", "Wang et al., WWW 2021"),
+    System("ffm", "FM with a slot of a vector for each partner", "Juan et al., RecSys 2016"),
+    System("fwfm", "FM with a weight for each pair", "Pan et al., WWW 2018"),
+    System("fvfm", "FM with a vector of weights for each pair", "Sun et al., WWW 2021"),
+    System("fmfm", "FM with a matrix for each pair", "Sun et al., WWW 2021"),
+    System("gwpfm", "FM with a slot for each part and a weight for two groups", GWPFM),
+    System("ipnn", "an MLP on the vectors and their inner products", "Qu et al., ICDM 2016"),
+    System("xdeepfm", "first order, a CIN and an MLP", "Lian et al., KDD 2018"),
+    System("wfl", "layers of products: weighted, a weight per layer", IPA),
+    System("dfl", "layers of products: diagonal, a weight per layer", IPA),
+    System("pfl", "layers of products: projected, a weight per layer", IPA),
+    System("pft", "layers of products: projected, a weight per term", IPA),
+    System("pfe", "layers of products: projected, a weight per element", IPA),
+    System("pfd", "layers of products: projected, added up as they are", IPA),
     System(
         "me_dcnv2",
         "multi-embedding: a DCN-v2 on each of several sets",

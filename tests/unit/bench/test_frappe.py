@@ -39,7 +39,9 @@ def test_runs_come_in_order_and_seeds_follow_the_choice(program: str) -> None:
     for n, rates in enumerate(grid(program, model)):
         assert chosen(runs, program, model) is None
         assert next_job(runs, program) == {"model": model, "seed": SEEDS[0], **rates}
-        runs[program].append({"model": model, "seed": SEEDS[0], **rates} | _result(0.9 - 0.1 * n, 0))
+        runs[program].append(
+            {"model": model, "seed": SEEDS[0], **rates} | _result(0.9 - 0.1 * n, 0)
+        )
     best = grid(program, model)[0]
     assert chosen(runs, program, model) == best
     assert next_job(runs, program) == {"model": model, "seed": SEEDS[1], **best}
