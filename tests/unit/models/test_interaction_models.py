@@ -50,7 +50,7 @@ def logits(model: nn.Module, section: Common, *sets: Tensor) -> Tensor:
 
 
 def interaction(model: nn.Module, branch: int = 0) -> nn.Module:
-    return model.branches[branch].groups[0].interactions[0]
+    return model.branches[branch].experts.groups[0].interactions[0]
 
 
 def with_weight(section: Common, weight: Tensor) -> nn.Module:
@@ -147,7 +147,7 @@ def test_ipnn_is_a_dnn_on_the_fields_and_their_inner_products() -> None:
     ):
         model = built(section)
         branch = model.branches[0]
-        h = mlp(branch.tower.body, mlp(branch.groups[0].projection, x))
+        h = mlp(branch.tower.body, mlp(branch.experts.groups[0].projection, x))
         expected = 0.25 + h @ branch.tower.head.weight.T
         assert_close(logits(model, section, X), expected)
 
@@ -165,7 +165,7 @@ def test_xdeepfm_adds_first_order_maps_and_deep(activation: str) -> None:
         pooled.append(maps.sum(-1))
     explicit = torch.cat(pooled, 1) @ model.branches[0].tower.head.weight.T
     deep = model.branches[1]
-    h = mlp(deep.tower.body, mlp(deep.groups[0].projection, X.flatten(1)))
+    h = mlp(deep.tower.body, mlp(deep.experts.groups[0].projection, X.flatten(1)))
     expected = FIRST_ORDER + explicit + h @ deep.tower.head.weight.T
     assert_close(logits(model, section, X), expected)
     for branch in model.branches:
@@ -184,10 +184,10 @@ def test_what_stands_above_the_layers(make: type[Common], structure: str) -> Non
     if structure == "sum":
         above = Z.sum(1, keepdim=True)
     elif structure == "stacked":
-        h = mlp(branch.tower.body, mlp(branch.groups[0].projection, Z))
+        h = mlp(branch.tower.body, mlp(branch.experts.groups[0].projection, Z))
         above = h @ branch.tower.head.weight.T
     else:
-        deep = mlp(branch.groups[0].interactions[1].mlp, X.flatten(1))
+        deep = mlp(branch.experts.groups[0].interactions[1].mlp, X.flatten(1))
         above = torch.cat([Z, deep], 1) @ branch.tower.head.weight.T
     assert_close(logits(model, section, X), FIRST_ORDER + above)
 
@@ -239,17 +239,13 @@ def test_sets_and_their_modules_can_be_renumbered(section: Common, merge: str) -
     expected = logits(model, section, first, second)
     assert (logits(model, section, second, first) - expected).abs().max() > 1e-4
     with torch.no_grad():
-        for branch in model.branches:
-            for parameter in branch.groups.parameters():
+        for name, parameter in model.named_parameters():
+            if ".groups." in name or ".gate.context.projections." in name:
                 parameter.copy_(parameter.flip(0))
-            if branch.gate is None:
-                continue
-            # the scores read the sets' contexts side by side and give a number for each expert
-            for parameter in branch.gate.projections.parameters():
+            elif ".gate.scores.weight" in name:  # an expert a row, the sets' contexts side by side
+                parameter.copy_(parameter.unflatten(1, (2, -1)).flip(0, 1).flatten(1))
+            elif ".gate.scores.bias" in name:
                 parameter.copy_(parameter.flip(0))
-            scores = branch.gate.scores
-            scores.weight.copy_(scores.weight.unflatten(1, (2, -1)).flip(0, 1).flatten(1))
-            scores.bias.copy_(scores.bias.flip(0))
     assert_close(logits(model, section, second, first), expected, 1e-11)
 
 
