@@ -137,6 +137,11 @@ class Recipe(Section):
         return self.reads_domain or self.train.domain_reduction != "global_mean"
 
     @property
+    def chains_labels(self) -> bool:
+        """Whether a row may have a task's label only with that of the task before it."""
+        return bool(getattr(self.model, "strict_labels", False))
+
+    @property
     def raw_columns(self) -> list[str]:
         """Raw columns that the model is served with, each once."""
         columns = self.features.columns

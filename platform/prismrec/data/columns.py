@@ -96,6 +96,8 @@ class ReadColumns:
     time: str | None
     domains: Domains | None = None
     """Those that `domain` may name; None where it may name any."""
+    is_chain: bool = False
+    """Whether a row may have a label only with the one before it."""
 
     @property
     def singles(self) -> tuple[IdColumn, ...]:
@@ -191,6 +193,7 @@ def read_columns(
         features.group,
         features.time,
         domains_of(recipe, schema),
+        recipe.chains_labels,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -65,8 +66,8 @@ class Decoder:
 
         Raises:
             UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
-                match its ids, an id is no row or a domain is none where that is asked for, or rows
-                are not in the order of time that is asked for.
+                match its ids, an id is no row, a domain is none or a label lacks the one before
+                it where that is asked for, or rows are not in the order of time that is asked for.
         """
         sampled = any(label.negative_rate < 1 for label in self.columns.labels)
         table = self._table(group, self.columns.names, sampled)
@@ -81,6 +82,8 @@ class Decoder:
         dense = [self._number(name, arrays) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
+        if self.columns.is_chain:
+            self._check_chain(labels, group)
         weights = [
             weights_of(each, arrays[each.column], None if each.by is None else arrays[each.by])
             for each in self.columns.weighted.values()
@@ -187,6 +190,19 @@ class Decoder:
             kept = sample_rows(numbers, label.negative_rate, seed) | (values == 1)
             valid = valid * kept.astype(np.float32)
         return values, valid
+
+    def _check_chain(self, labels: list[tuple[Floats, Floats]], group: int) -> None:
+        """Refuse rows that have a label without the one before it."""
+        columns = [each.column for each in self.columns.labels]
+        for at, (before, after) in enumerate(pairwise(labels)):
+            wrong = np.flatnonzero((after[0] * after[1] > 0) & (before[0] == 0) & (before[1] > 0))
+            if len(wrong):
+                raise UserError(
+                    f"{self._where(group, int(wrong[0]))}: label '{columns[at + 1]}' is 1 and "
+                    f"'{columns[at]}' is 0, but the model takes the tasks for steps that follow each "
+                    "other; list the tasks in that order, correct the labels, or set "
+                    "model.strict_labels = false"
+                )
 
 
 def _not_a_row(feature: IdColumn, ids: Ints) -> int | None:

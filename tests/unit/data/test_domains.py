@@ -1,4 +1,4 @@
-"""Domains of rows where a model tells them apart: in the reader, and how many there are."""
+"""What a model may ask of domains and labels, in the reader."""
 
 from __future__ import annotations
 
@@ -97,3 +97,33 @@ def test_recipes_that_name_no_domain_or_need_none_are_refused() -> None:
     assert small.recipe("x", features={"domain": "tab"}).raw_columns == ["item", "price"]
     with_tab = chosen(sparse=["tab", "item"])
     assert small.recipe("x", **with_tab).raw_columns == ["tab", "item"]
+
+
+def chain(directory: Path, **data: Any) -> list[list[float]]:
+    reader = small.reader(
+        directory,
+        global_batch_size=6,
+        lanes=1,
+        features={"dense": []},
+        tasks=[{"name": name, "label": name} for name in ("click", "buy")],
+        **data,
+    )
+    (step,) = reader.epoch()
+    return step[0].labels.tolist()
+
+
+def test_a_label_without_the_one_before_it_ends_the_run(tmp_path: Path) -> None:
+    steps = small.table(0, 6)  # keys 0 and 3 are clicked
+    known = steps.set_column(3, "click", pa.array([1, 0, None, 1, 0, 0], pa.int8()))
+    for buys, wrong in (([1, 0, 1, 0, None, 0], None), ([1, 0, 0, 1, 1, 1], 4)):
+        table = known.append_column("buy", pa.array(buys, pa.int8()))
+        directory = small.write_table(tmp_path / str(wrong), table, buy=Column(kind="label"))
+        loose = chain(directory, model={"name": "esmm", "strict_labels": False})
+        assert loose == chain(directory, model={"name": "aitm"})
+        if wrong is None:
+            assert chain(directory, model={"name": "esmm"}) == loose
+            continue
+        with pytest.raises(
+            UserError, match=f"row group 0, row {wrong}: label 'buy' is 1 and 'click' is 0, but the"
+        ):
+            chain(directory, model={"name": "esmm"})

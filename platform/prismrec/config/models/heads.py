@@ -49,6 +49,8 @@ class ESMM(_Chain):
     name: Literal["esmm"]
     hidden: Widths = (360, 200, 80)
     """Widths of the hidden layers of each tower."""
+    strict_labels: bool = True
+    """Whether a row with a label but without the one before it ends the run."""
 
 
 class AITM(_Chain):
