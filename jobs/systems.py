@@ -94,6 +94,11 @@ SYSTEMS: tuple[System, ...] = (
         "Guo et al., On the embedding collapse when scaling up recommendation models, ICML 2024",
     ),
     System(
+        "mnse",
+        "numbers by their digits in several numeral systems, below a DCN-v2",
+        "Pan et al., Ads recommendation in a collapsed and entangled world, KDD 2024",
+    ),
+    System(
         "ranknet",
         "a cross-entropy beside pairs of the whole batch, calibrated",
         "Lin et al., Understanding the ranking loss for recommendation with sparse user feedback, KDD 2024",

@@ -53,7 +53,7 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     assert all(parameter.is_meta for parameter in held.values())
     sets = [torch.randn(2, len(spec.fields_of(each)), each.dim) for each in spec.sets]
     linear = sets.pop()[:, :, : recipe.num_logits] if spec.sets[-1].name == "linear" else None
-    dense = torch.randn(2, len(recipe.features.dense))
+    dense = torch.randn(2, len(recipe.features.numeric))
     logits, _ = parts.leaf.ranker.model(Inputs(sets, linear, dense))
     assert logits.shape == (2, recipe.num_logits)
     assert logits.isfinite().all()

@@ -20,9 +20,9 @@ class VectorsOf(Section):
     column: str
     """Column of kind `id`, or `ids` to the right."""
     vectors: str
-    """File with a vector for each id: Parquet with columns `id` and `vector`, `.npz` with an array of ids
-    and one of vectors, or `.npy`, whose row numbers are the ids; a path that every rank can read.
-    Checkpoints and the exported model hold a copy."""
+    """File with a vector for each id: Parquet with columns `id` and `vector` or a directory with one
+    such file, `.npz` with an array of ids and one of vectors, or `.npy`, whose row numbers are the ids;
+    a path that every rank can read. Checkpoints and the exported model hold a copy."""
 
 
 class Similarity(Section):

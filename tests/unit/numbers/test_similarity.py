@@ -145,9 +145,9 @@ def test_missing_vectors_look_up_the_rows_of_a_missing_number(place: Path) -> No
     assert rows.reshape(8, 11)[4].tolist() == [*range(2, 30, 3), 33]
 
 
-@pytest.mark.parametrize("name", ["items.npz", "items.npy", "items.parquet"])
+@pytest.mark.parametrize("name", ["items.npz", "items.npy", "items.parquet", "whole/"])
 def test_every_form_of_file(place: Path, name: str) -> None:
-    vectors(place / "other" / name, ITEMS)
+    vectors(place / "other" / (f"{name}part-00000.parquet" if name == "whole/" else name), ITEMS)
     of = number(place, measure="dot")
     of["similarity"]["right"]["vectors"] = str(place / "other" / name)
     assert similarities(place, of) == [2, 0, -50, 7, *NOT_KNOWN, 0]
@@ -233,13 +233,17 @@ def test_a_changed_file_is_read_anew(place: Path) -> None:
             {"right": "wide.npz"},
             r"near.similarity: the vectors to the left have 2 numbers and .* 3;",
         ),
-        ({"right": "."}, r"near.similarity.right.vectors: .* is a directory; name one file"),
+        (
+            {"right": "empty"},
+            r"near.similarity.right.vectors: .* is a directory with 0 Parquet files; name",
+        ),
         ({"left": "pickled.npz"}, r"near.similarity.left.vectors: .*pickled.npz"),
     ],
 )
 def test_files_that_are_refused(place: Path, change: dict[str, str], message: str) -> None:
     np.savez(place / "wide.npz", ids=np.arange(3), vectors=np.ones((3, 3), np.float32))
     np.savez(place / "pickled.npz", ids=np.arange(3), vectors=np.array([[1, None]], object))
+    (place / "empty").mkdir()
     of = number(place)
     for side, name in change.items():
         of["similarity"][side]["vectors"] = str(place / name)

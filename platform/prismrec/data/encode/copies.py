@@ -15,6 +15,7 @@ from prismrec.config.ids import SemanticIds, VocabularyIds
 from prismrec.config.numbers import NumberFeature
 from prismrec.data.encode.encoders import Encoder
 from prismrec.data.encode.numbers.statistics import needs_statistics
+from prismrec.data.encode.numbers.vectors import one_file
 from prismrec.data.encode.tables import id_digests
 from prismrec.data.source import resolve_filesystem
 
@@ -107,12 +108,13 @@ def _vector_files(recipe: Recipe) -> dict[str, NamedFile]:
     copies: dict[str, str] = {}
     for number in recipe.features.numbers:
         for side, each in number.sides.items():
-            ending = PurePath(each.vectors).suffix
+            path = one_file(each.vectors)
+            ending = PurePath(path).suffix
             suffix = ending if ending in (".npz", ".npy") else ".parquet"
-            copy = copies.setdefault(each.vectors, f"vectors-{len(copies):04d}{suffix}")
+            copy = copies.setdefault(path, f"vectors-{len(copies):04d}{suffix}")
             where = f"features.numbers.{number.name}.similarity.{side}.vectors"
             what = "file of vectors"
-            files[where] = NamedFile(where, each.vectors, copy, what, _OTHER_NUMBERS)
+            files[where] = NamedFile(where, path, copy, what, _OTHER_NUMBERS)
     return files
 
 

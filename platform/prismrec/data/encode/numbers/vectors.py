@@ -53,20 +53,32 @@ def known_vectors(path: str, where: str) -> KnownVectors:
     """The vectors of a file; a process reads a file once.
 
     Args:
-        path: Parquet, `.npz` or `.npy`, see `open_vectors`.
+        path: Parquet, `.npz` or `.npy`, see `open_vectors`; or a directory with one Parquet file.
         where: the recipe key, for errors.
 
     Raises:
         UserError: the file cannot be read, or names an id twice.
     """
-    file = Path(path)
     try:
-        if file.is_dir():
-            raise UserError(f"{path} is a directory; name one file")
+        file = Path(one_file(path))
         facts = file.stat() if file.exists() else None
-        return _read(path, facts.st_mtime_ns if facts else 0, facts.st_size if facts else 0)
+        return _read(str(file), facts.st_mtime_ns if facts else 0, facts.st_size if facts else 0)
     except UserError as error:
         raise UserError(f"{where}: {error.message}") from None
+
+
+def one_file(path: str) -> str:
+    """The file itself, or the only Parquet file of a directory.
+
+    Raises:
+        UserError: the directory has none or several.
+    """
+    if not Path(path).is_dir():
+        return path
+    files = sorted(Path(path).glob("*.parquet"))
+    if len(files) != 1:
+        raise UserError(f"{path} is a directory with {len(files)} Parquet files; name one file")
+    return str(files[0])
 
 
 @lru_cache(maxsize=_KEPT_FILES)
