@@ -9,11 +9,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from prismrec.checkpoint import verify
+from prismrec.checkpoint.exchange import export_tables
 from prismrec.checkpoint.reader import CheckpointReader
+from prismrec.checkpoint.tables import CheckpointTables
 from prismrec.config import UserError
 from prismrec.data.fit_numbers import fit_numbers, write_statistics
 from prismrec.data.source import open_data
@@ -189,6 +192,19 @@ def test_files_are_copied_into_run_checkpoint_and_model(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"vectors-0001.npz: differs from its SHA-256"):
         InferenceModel.load(model)
+
+
+def test_rows_of_numbers_are_exported_by_row(
+    trained: dict[int, dict[str, Trained]], tmp_path: Path
+) -> None:
+    with CheckpointTables(trained[2]["given ranges"].checkpoint) as tables:
+        facts = {each.table: each.ids for each in tables.facts()}
+        assert (facts["mnse_b2"], facts["user"]) == ("number", "direct")
+        written = export_tables(tables, [("mnse_b2", "wide")], tmp_path / "out", lambda *_: None)
+        weights = tables.reader.table("mnse_b2", "wide")
+    found = pq.read_table(written[0].directory)
+    assert found.column("row").to_pylist() == list(range(len(weights)))
+    assert np.stack(found.column("vector").to_pylist()).tolist() == weights.tolist()
 
 
 def test_a_run_goes_on_with_the_same_statistics_only(

@@ -107,8 +107,12 @@ def test_levels_rise_with_the_value_and_stay_inside(
     assert level.max() < levels.levels
     assert ((state == State.ABOVE) == (rising > levels.high)).all()
     assert ((state == State.BELOW) == (rising < levels.low)).all()
-    clipped = np.clip(rising, levels.low, levels.high)
-    assert split_codes(levels(clipped), levels.levels)[1].tolist() == level.tolist()
+    inside = state == State.OK
+    clipped = split_codes(levels(np.clip(rising, levels.low, levels.high)), levels.levels)[1]
+    assert clipped[inside].tolist() == level[inside].tolist()
+    top = levels.levels - 1 if kind != "count" else int(levels.high - levels.low)
+    assert (level[state == State.ABOVE] == top).all()
+    assert (level[state == State.BELOW] == 0).all()
 
 
 @given(KINDS, st.lists(st.floats(), min_size=1))

@@ -170,6 +170,20 @@ def test_rows_of_numbers_are_alike_only_where_they_stand_for_the_same(tmp_path: 
     )
 
 
+def test_a_mean_of_digits_is_refused(tmp_path: Path) -> None:
+    from prismrec.models import spec_of
+
+    recipe = small.recipe(data(tmp_path), features=FEATURES)
+    sets = [{"name": "means", "dim": 4, "pooling": "mean"}]
+    section = recipe.embedding.model_validate({"sets": sets})
+    recipe = recipe.model_copy(update={"embedding": section})
+    with pytest.raises(
+        UserError,
+        match=r"in table 'mnse_b2' a number's vector is the sum of 8 rows, which the mean",
+    ):
+        spec_of(recipe, open_data(tmp_path).schema)
+
+
 def test_a_sum_of_digits_begins_with_the_deviation_that_is_asked_for(tmp_path: Path) -> None:
     from prismrec.models import spec_of
     from tests.helpers.tables import whole_tables

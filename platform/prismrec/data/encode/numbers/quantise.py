@@ -66,10 +66,13 @@ class Levels:
         if self.has_sign:
             state[values < 0] = State.NEGATIVE
             values = np.abs(values)
-        state[values > self.high] += State.ABOVE
-        state[values < self.low] = State.BELOW
-        inside = np.where(missing, self.low, np.clip(values, self.low, self.high))
-        codes = state * self.levels + self.level(inside)
+        above, below = values > self.high, values < self.low
+        level = self.level(np.where(missing, self.low, np.clip(values, self.low, self.high)))
+        if self.kind == "cdf":  # whose range need not reach the first and the last rank
+            level[above], level[below] = self.levels - 1, 0
+        state[above] += State.ABOVE
+        state[below] = State.BELOW
+        codes = state * self.levels + level
         codes[missing] = NULL_ID
         return codes
 
