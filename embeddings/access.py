@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedTensor, ShardingEnv2D
@@ -24,6 +26,8 @@ from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.shards import LocalShard
 
 _INIT_ROWS = 8192
+_TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.weight$")
+"""Ends in the name of a table in a collection that pools, or in one that does not."""
 
 Block = tuple[int, int, Tensor]
 """First row, first column and view of a block of a physical table on this rank."""
@@ -206,7 +210,7 @@ def _is_copy(model: DistributedModelParallel) -> bool:
 def lookups(model: nn.Module) -> Iterator[Any]:
     """The modules that hold the blocks of the tables on this rank."""
     for module in model.modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
+        if isinstance(module, (ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)):
             for lookup in module._lookups:
                 yield getattr(lookup, "module", lookup)  # data_parallel ones are wrapped
 
@@ -222,5 +226,5 @@ def _fused_states(model: DistributedModelParallel) -> dict[str, dict[str, Any]]:
 
 def table_name(key: str) -> str:
     """Physical table of a key such as `module.tables.embedding_bags.NAME.weight`, else the key."""
-    _, found, rest = key.partition("embedding_bags.")
-    return rest.removesuffix(".weight") if found else key
+    found = _TABLE.search(key)
+    return found[1] if found else key

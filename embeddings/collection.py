@@ -16,6 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from prismrec.embeddings.cut import Cut, cut_sets, make_cut
 from prismrec.embeddings.sets import (
+    LINEAR,
     EmbeddingSet,
     EmbeddingSpec,
     SetForm,
@@ -23,7 +24,7 @@ from prismrec.embeddings.sets import (
     packed_sets,
 )
 
-_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 _PREFIX = "t_"
 """Keeps a table named `items` or `keys` clear of the module dictionary's own methods."""
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
@@ -40,6 +41,7 @@ class PhysicalTable:
         name: name inside the EmbeddingBagCollection.
         table: the logical table.
         features: the features that look it up.
+        behaviours: keys of the columns of behaviours that look it up.
         form: how all of it is stored and updated.
         slices: set name -> its columns in this table.
     """
@@ -47,8 +49,14 @@ class PhysicalTable:
     name: str
     table: TableSpec
     features: tuple[str, ...]
+    behaviours: tuple[str, ...]
     form: SetForm
     slices: dict[str, Columns]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it gives a vector for each bag, not for each id."""
+        return not self.table.behaviours
 
     @property
     def width(self) -> int:
@@ -78,6 +86,11 @@ def physical_tables(spec: EmbeddingSpec) -> list[PhysicalTable]:
                     name=_PREFIX + table.name + suffix,
                     table=table,
                     features=tuple(f for f in table.features if any(s.covers(f) for s in sets)),
+                    behaviours=tuple(
+                        b.key
+                        for b in table.behaviours
+                        if any(s.covers(b.target) and s.name != LINEAR for s in sets)
+                    ),
                     form=spec.form(table, sets[0]),
                     slices=_side_by_side(sets),
                 )
@@ -120,10 +133,10 @@ def build_collection(
                 num_embeddings=physical.table.rows,
                 feature_names=sorted(physical.features, key=spec.fields.index),
                 pooling=_POOLING[physical.form.pooling],
-                data_type=_TYPES[physical.form.data_type],
+                data_type=TYPES[physical.form.data_type],
             )
             for physical in sorted(physical_tables(spec), key=place)
-            if physical.table.is_managed == is_managed
+            if physical.is_pooled and physical.table.is_managed == is_managed
         ],
         is_weighted=spec.is_weighted,
         device=device,
@@ -186,6 +199,11 @@ class SetViews(nn.Module):
         return cut_sets(columns, self._cut)
 
 
+def output_name(feature: str, physical: PhysicalTable) -> str:
+    """What the vectors are called that a feature looks up in one of several tables."""
+    return f"{feature}@{physical.name}"
+
+
 def _places(spec: EmbeddingSpec) -> dict[tuple[str, str], _Place]:
     """Where the vector of every field in every set that covers it is, by field and set.
 
@@ -198,7 +216,7 @@ def _places(spec: EmbeddingSpec) -> dict[tuple[str, str], _Place]:
     places = {}
     for feature, tables in by_feature.items():
         for physical in tables:
-            key = feature if len(tables) == 1 else f"{feature}@{physical.name}"
+            key = feature if len(tables) == 1 else output_name(feature, physical)
             for name, columns in physical.slices.items():
                 places[feature, name] = _Place(key, columns[0])
     return places

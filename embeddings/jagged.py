@@ -7,8 +7,27 @@ A row without values gives zeros, and sends no gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SetSequence:
+    """A sequence of a batch as the embedding sets see it.
+
+    Args:
+        offsets: (B + 1,) int64, where each row's behaviours begin.
+        positions: (T,) int64, counted from the newest, which has 1.
+        intervals: (T,) int64, None where no time is known.
+        behaviours: by set, (T, sum of widths) vectors of the columns that it covers side by side.
+    """
+
+    offsets: Tensor
+    positions: Tensor
+    intervals: Tensor | None
+    behaviours: list[Tensor]
 
 
 def offsets_of(lengths: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from prismrec.config.embedding import (
     TableOptions,
     covered,
 )
+from prismrec.config.sequence_tables import pooled_problem
 from prismrec.config.sets import LINEAR as LINEAR
 from prismrec.config.sets import linear_set, packing_problem
 from prismrec.data.encode.numbers.tables import Start, number_tables
@@ -62,6 +63,40 @@ class EmbeddingSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Behaviours:
+    """A column of behaviours of a sequence.
+
+    Args:
+        key: its name in the batch.
+        target: the feature that it is matched with, whose table it looks up.
+        most: behaviours of a row at most.
+    """
+
+    key: str
+    target: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLookup:
+    """A sequence as the tables and the model see it.
+
+    Args:
+        name: its name.
+        behaviours: its columns.
+        positions: positions that are told apart.
+        intervals: intervals that are told apart, 0 where no time is known.
+        interval_key: name of the intervals in the batch.
+    """
+
+    name: str
+    behaviours: tuple[Behaviours, ...]
+    positions: int
+    intervals: int
+    interval_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class TableSpec:
     """One logical table: the vectors of one id space in every set that covers its features.
 
@@ -84,6 +119,8 @@ class TableSpec:
             for one of each feature.
         starts: for a table of numbers, the rows that begin with drawn weights, with a deviation of
             their own; None where all known rows do, with that of the set.
+        behaviours: columns of sequences that look ids up here as well. With any, nothing is pooled here:
+            each id gives a vector, those of `features` too.
     """
 
     name: str
@@ -100,6 +137,7 @@ class TableSpec:
     rows_per_id: int = 1
     ids_per_row: float | None = None
     starts: tuple[Start, ...] | None = None
+    behaviours: tuple[Behaviours, ...] = ()
 
     @property
     def known_rows(self) -> int:
@@ -142,6 +180,7 @@ class EmbeddingSpec:
         communication: types on the wire.
         cache_load_factor: share of a cached table's rows that its cache holds.
         num_domains: domains of rows that the model or the loss tells apart, 0 where neither does.
+        sequences: the sequences, in the order of the model's.
     """
 
     sets: tuple[EmbeddingSet, ...]
@@ -154,6 +193,7 @@ class EmbeddingSpec:
     communication: Communication = field(default_factory=Communication)
     cache_load_factor: float = 0.2
     num_domains: int = 0
+    sequences: tuple[SequenceLookup, ...] = ()
 
     def table_of(self, feature: str) -> TableSpec:
         """The table that a feature looks up."""
@@ -175,7 +215,7 @@ class EmbeddingSpec:
             optimizer = optimizer.model_copy(update=rate)
         return SetForm(
             data_type=embedding_set.data_type or table.data_type or self.data_type,
-            pooling=embedding_set.pooling or table.pooling,
+            pooling="sum" if table.behaviours else embedding_set.pooling or table.pooling,
             optimizer=optimizer,
         )
 
@@ -209,8 +249,10 @@ def embedding_spec(
         allow_coupled_sets=section.allow_coupled_sets,
         communication=section.communication,
         cache_load_factor=section.cache_load_factor,
+        sequences=_sequences(recipe),
     )
     for table in spec.tables:
+        _check_unpooled(recipe, schema, table)
         _check_pooled(spec, table)
         _check_managed(spec, table)
         for sets_packed in packed_sets(spec, table):
@@ -221,14 +263,16 @@ def embedding_spec(
 def packed_sets(spec: EmbeddingSpec, table: TableSpec) -> list[tuple[EmbeddingSet, ...]]:
     """The sets of a table that lie in one row, group by group, by the table's layout.
 
-    Sets that are stored, pooled or updated differently cannot share a row, whatever the layout.
+    Sets that are stored, pooled or updated differently cannot share a row, whatever the layout. Neither
+    do first-order weights and vectors that behaviours look up, who do not look up the weights.
     """
     sets = spec.sets_of(table)
     if table.layout == "separate":
         return [(each,) for each in sets]
-    groups: dict[SetForm, list[EmbeddingSet]] = {}
+    groups: dict[tuple[SetForm, bool], list[EmbeddingSet]] = {}
     for each in sets:
-        groups.setdefault(spec.form(table, each), []).append(each)
+        is_apart = bool(table.behaviours) and each.name == LINEAR
+        groups.setdefault((spec.form(table, each), is_apart), []).append(each)
     return [tuple(group) for group in groups.values()]
 
 
@@ -249,8 +293,24 @@ def _sets(recipe: Recipe) -> list[EmbeddingSet]:
     ]
 
 
+def _sequences(recipe: Recipe) -> tuple[SequenceLookup, ...]:
+    return tuple(
+        SequenceLookup(
+            name=each.name,
+            behaviours=tuple(
+                Behaviours(each.key(one), one.target, each.max_length) for one in each.behaviours
+            ),
+            positions=each.positions,
+            intervals=each.num_buckets if each.has_gaps else 0,
+            interval_key=each.interval_key,
+        )
+        for each in recipe.features.sequences
+    )
+
+
 def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
     section = recipe.embedding
+    behaviours = [each for sequence in _sequences(recipe) for each in sequence.behaviours]
     tables = []
     for name, ids in id_tables(recipe, schema).items():
         features = [each for each in recipe.features.sparse if each.table_name == name]
@@ -281,6 +341,7 @@ def _tables(recipe: Recipe, schema: DataSchema) -> list[TableSpec]:
                 rows_per_id=ids.rows_per_id,
                 ids_per_row=options.ids_per_row if options else None,
                 managed=managed,
+                behaviours=tuple(b for b in behaviours if b.target in {f.name for f in features}),
             )
         )
     return tables
@@ -313,6 +374,15 @@ def _optimizer(section: EmbeddingSection, options: TableOptions | None) -> Table
     if options is None or options.learning_rate is None:
         return chosen
     return chosen.model_copy(update={"learning_rate": options.learning_rate})
+
+
+def _check_unpooled(recipe: Recipe, schema: DataSchema, table: TableSpec) -> None:
+    """Refuse a bag where vectors are not pooled."""
+    for index, feature in enumerate(recipe.features.sparse if table.behaviours else ()):
+        if feature.name in table.features and schema.columns[feature.source].kind == "ids":
+            raise UserError(
+                f"features.sparse[{index}].table: {pooled_problem(feature, table.name)}"
+            )
 
 
 def _check_pooled(spec: EmbeddingSpec, table: TableSpec) -> None:

@@ -10,10 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionContext,
@@ -30,10 +33,11 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 from torchrec.modules.embedding_configs import PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from prismrec.config.placement import KINDS
+from prismrec.config.sequence_tables import SEQUENCE_KINDS
 from prismrec.embeddings.access import lookups, table_name
 from prismrec.embeddings.collection import physical_tables
 from prismrec.embeddings.managed.modules import ManagedSharder
@@ -207,6 +211,75 @@ def _scale(pooled: KeyedTensor, factors: Tensor, widths: Tensor) -> KeyedTensor:
     return KeyedTensor(pooled.keys(), of_keys, scaled, key_dim=1)
 
 
+class ShardedUnpooled(ShardedEmbeddingCollection):
+    """TorchRec's sharded collection of vectors that are not pooled.
+
+    Args:
+        module: the unsharded collection.
+        arguments: those of TorchRec's class.
+    """
+
+    def __init__(self, module: EmbeddingCollection, arguments: dict[str, Any]) -> None:
+        super().__init__(module, **arguments)
+        _bear_empty_tables(self)
+        for lookup in lookups(self):
+            for kernel in lookup.modules():
+                if isinstance(kernel, DenseTableBatchedEmbeddingBagsCodegen) and kernel.use_cpu:
+                    kernel.forward = partial(_rows_of, kernel)
+
+
+def _rows_of(
+    kernel: DenseTableBatchedEmbeddingBagsCodegen, indices: Tensor, offsets: Tensor
+) -> Tensor:
+    """A row for each id of whole tables, which FBGEMM's kernel on CPU pools although told not to.
+
+    Args:
+        kernel: holds the tables, of one width.
+        indices: (L,) ids of F features of B rows each.
+        offsets: (F * B + 1,).
+    """
+    starts = kernel.hash_size_cumsum[:-1]
+    ends = offsets[:: (len(offsets) - 1) // len(starts)]
+    places = indices + starts.repeat_interleave(ends.diff(), output_size=len(indices))
+    return F.embedding(places, kernel.weights.view(-1, kernel.max_D))
+
+
+class UnpooledSharder(EmbeddingCollectionSharder):
+    """TorchRec's sharder of such collections; their vectors travel as they are."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Kinds a table may take."""
+        return list(SEQUENCE_KINDS)
+
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedUnpooled:
+        """The collection spread over the ranks by a plan.
+
+        Collective: every rank calls it.
+        """
+        return ShardedUnpooled(
+            module,
+            {
+                "table_name_to_parameter_sharding": params,
+                "env": env,
+                "fused_params": self.fused_params,
+                "device": device,
+                "module_fqn": module_fqn,
+            },
+        )
+
+    @property
+    def sharded_module_type(self) -> type[ShardedUnpooled]:
+        """What `shard` gives."""
+        return ShardedUnpooled
+
+
 @dataclass(frozen=True, slots=True)
 class ShardedTables:
     """A model whose tables are spread over the ranks.
@@ -253,7 +326,7 @@ def shard_tables(
     }
     weights = {table_name(name): p for name, p in model.named_parameters()}
     fuse_optimizers([each for name, each in tables.items() if name not in replicated], weights)
-    sharders = [sharder, ManagedSharder(sharder)]
+    sharders = [sharder, ManagedSharder(sharder), UnpooledSharder()]
     dmp = DistributedModelParallel(model, env=env, device=device, plan=plan, sharders=sharders)
     whole = [
         (tables[table_name(name)], parameter)

@@ -88,6 +88,17 @@ SYSTEMS: tuple[System, ...] = (
     System("pft", "layers of products: projected, a weight per term", IPA),
     System("pfe", "layers of products: projected, a weight per element", IPA),
     System("pfd", "layers of products: projected, added up as they are", IPA),
+    System("din", "an attention network weighs behaviours by the target", "Zhou et al., KDD 2018"),
+    System(
+        "tim",
+        "temporal interest: attention and sum of behaviours by target, position and interval",
+        "Zhou et al., Temporal interest network, WWW 2024",
+    ),
+    System(
+        "dare",
+        "attention and representation of behaviours by two sets of different width",
+        "Feng et al., Long-sequence recommendation models need decoupled embeddings, ICLR 2025",
+    ),
     System(
         "me_dcnv2",
         "multi-embedding: a DCN-v2 on each of several sets",

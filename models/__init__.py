@@ -4,7 +4,8 @@ Nothing here looks up, shards, optimises or reads files. `build_model` turns a r
 section into a module; `mixture.py` is the composition they all share.
 """
 
-from prismrec.models.inputs import Fields, Inputs
+from prismrec.models.assembly import Assembly
+from prismrec.models.inputs import Fields, Inputs, SequenceInputs, SequenceShape
 from prismrec.models.mixture import Composition, RankingModel
 from prismrec.models.zoo import (
     MODELS,
@@ -17,10 +18,13 @@ from prismrec.models.zoo import (
 
 __all__ = [
     "MODELS",
+    "Assembly",
     "Composition",
     "Fields",
     "Inputs",
     "RankingModel",
+    "SequenceInputs",
+    "SequenceShape",
     "build_model",
     "fields_of",
     "needs_linear",

@@ -7,7 +7,7 @@ width, H width of an expert's output.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,14 @@ class ExpertSpec:
         set_index: position of its embedding set, or of its stream above the first layer.
         interactions: the interactions I, at least one.
         projection: the layers behind them; without layers the vector is used as it is.
+        reads_sequences: whether what the sequence modules make of its set stands beside what the
+            interactions find, in front of the layers.
     """
 
     set_index: int
     interactions: tuple[InteractionSpec, ...]
     projection: MLPSpec = IDENTITY
+    reads_sequences: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,14 @@ class GroupPlan:
         experts: positions of the experts: those of the first source, then those of the next.
         set_indices: the sources, each once.
         shape: shape of those sources.
+        beside: the sources of what sequence modules make of these, one for each; empty where the
+            experts read none.
     """
 
     experts: tuple[int, ...]
     set_indices: tuple[int, ...]
     shape: SetShape
+    beside: tuple[int, ...] = ()
 
     @property
     def copies(self) -> int | None:
@@ -54,7 +60,11 @@ class GroupPlan:
         return None if len(self.experts) == 1 else len(self.experts)
 
 
-def plan_groups(experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]) -> list[GroupPlan]:
+def plan_groups(
+    experts: Sequence[ExpertSpec],
+    shapes: Sequence[SetShape],
+    beside: Mapping[int, int] | None = None,
+) -> list[GroupPlan]:
     """Put experts that can be stacked together, in the order of each group's first expert.
 
     Sets of equal shape may cover different fields: each expert has weights of its own. Sources
@@ -63,8 +73,14 @@ def plan_groups(experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]) -> li
     Args:
         experts: the experts.
         shapes: shape of each source.
+        beside: by source, that of what sequence modules make of it.
     """
-    structures = [(each.interactions, each.projection) for each in experts]
+    beside = beside or {}
+    of_sequences = [beside[each.set_index] if each.reads_sequences else None for each in experts]
+    structures = [
+        (each.interactions, each.projection, None if more is None else shapes[more])
+        for each, more in zip(experts, of_sequences, strict=True)
+    ]
     sources = [each.set_index for each in experts]
     counts = Counter(zip(structures, sources, strict=True))
     alike: dict[tuple[object, ...], dict[int, list[int]]] = {}
@@ -76,6 +92,11 @@ def plan_groups(experts: Sequence[ExpertSpec], shapes: Sequence[SetShape]) -> li
             tuple(position for positions in of_source.values() for position in positions),
             tuple(of_source),
             shapes[next(iter(of_source))],
+            tuple(
+                more
+                for positions in of_source.values()
+                if (more := of_sequences[positions[0]]) is not None
+            ),
         )
         for of_source in alike.values()
     ]
@@ -88,12 +109,15 @@ class ExpertGroup(nn.Module):
         spec: the structure they share.
         shape: N and K of their sources.
         copies: number M of experts, or None for a single one without a leading axis.
+        beside: width of what sequence modules make of a source; 0 where the experts read none.
 
     Attributes:
         out_dim: width H of an expert's output.
     """
 
-    def __init__(self, spec: ExpertSpec, shape: SetShape, copies: int | None) -> None:
+    def __init__(
+        self, spec: ExpertSpec, shape: SetShape, copies: int | None, beside: int = 0
+    ) -> None:
         super().__init__()
         num_fields, dim = shape
         built: list[Interaction] = [
@@ -101,20 +125,24 @@ class ExpertGroup(nn.Module):
         ]
         self.copies = copies
         self.interactions = nn.ModuleList(built)
-        self.projection = spec.projection.build(sum(each.out_dim for each in built), copies)
+        width = sum(each.out_dim for each in built) + beside
+        self.projection = spec.projection.build(width, copies)
         self.out_dim = self.projection.out_dim
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, beside: Tensor | None = None) -> Tensor:
         """Map X to what the experts found.
 
         Args:
             X: (B, N, K) for a single expert. For M of them (S, B, N, K), S a divisor of M: the
                 first M / S experts read the first source, and so on.
+            beside: (B, R) or (S, B, R), what sequence modules made of the sources.
 
         Returns:
             (B, H), or (M, B, H).
         """
         vectors = [self._on(interaction, X) for interaction in self.interactions]
+        if beside is not None:
+            vectors.append(beside if self.copies is None else self._spread(beside))
         if len(vectors) == 1:
             return self._for_each(self.projection(vectors[0]))
         return self.projection(torch.cat([self._for_each(each) for each in vectors], -1))
@@ -128,8 +156,15 @@ class ExpertGroup(nn.Module):
             return interaction(X)  # type: ignore[no-any-return]
         if len(X) == 1 and interaction.shares_input:
             return interaction(X.squeeze(0))  # type: ignore[no-any-return]
-        each = self.copies // len(X)
-        return interaction(X.unsqueeze(1).expand(-1, each, -1, -1, -1).flatten(0, 1))  # type: ignore[no-any-return]
+        return interaction(self._spread(X))  # type: ignore[no-any-return]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Each of S sources for all M / S experts that read it: (S, ...) to (M, ...)."""
+        assert self.copies is not None
+        if len(x) == self.copies:
+            return x
+        each = self.copies // len(x)
+        return x.unsqueeze(1).expand(-1, each, *x.shape[1:]).flatten(0, 1)
 
 
 class Experts(nn.Module):
@@ -147,12 +182,21 @@ class Experts(nn.Module):
 
     def __init__(self, specs: Sequence[ExpertSpec], plan: SourcePlan) -> None:
         super().__init__()
-        self.plans = plan_groups(specs, plan.shapes)
+        self.plans = plan_groups(specs, plan.shapes, plan.beside)
         groups = [
-            ExpertGroup(specs[each.experts[0]], each.shape, each.copies) for each in self.plans
+            ExpertGroup(
+                specs[each.experts[0]],
+                each.shape,
+                each.copies,
+                plan.width(each.beside[0]) if each.beside else 0,
+            )
+            for each in self.plans
         ]
         self.groups = nn.ModuleList(groups)
         self.takes = nn.ModuleList(Take(plan, each.set_indices) for each in self.plans)
+        self.takes_beside = nn.ModuleList(
+            Take(plan, each.beside) if each.beside else nn.Identity() for each in self.plans
+        )
         self.order = [expert for each in self.plans for expert in each.experts]
         self.widths = [
             group.out_dim
@@ -163,9 +207,15 @@ class Experts(nn.Module):
     def forward(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Map the stacks of sources to each group's output, (M_g, B, H_g)."""
         outputs = []
-        for group, take in zip(self.groups, self.takes, strict=True):
+        parts = zip(self.plans, self.groups, self.takes, self.takes_beside, strict=True)
+        for plan, group, take, take_beside in parts:
             X = take(stacks)
-            outputs.append(group(X.squeeze(0)).unsqueeze(0) if group.copies is None else group(X))
+            beside = take_beside(stacks).flatten(-2) if plan.beside else None
+            if group.copies is None:
+                one = None if beside is None else beside.squeeze(0)
+                outputs.append(group(X.squeeze(0), one).unsqueeze(0))
+            else:
+                outputs.append(group(X, beside))
         return outputs
 
     def stacked(self, stacks: Sequence[Tensor]) -> Tensor:

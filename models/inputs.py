@@ -6,7 +6,7 @@ set m, T tasks, S domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from torch.export import register_dataclass
@@ -15,6 +15,24 @@ from prismrec.models.numeric import NumericSpec, ValueSpec
 
 SetShape = tuple[int, int]
 """Number N of field vectors of a set, and their width K."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceShape:
+    """The shapes of one sequence.
+
+    Args:
+        widths: by set, width of a behaviour's vectors in it side by side; 0 where the set covers none of
+            the sequence's targets.
+        attention: width in the set that only weighs behaviours, None where there is no such set.
+        positions: positions that are told apart.
+        intervals: intervals that are told apart, 0 where no time is known.
+    """
+
+    widths: tuple[int, ...]
+    attention: int | None
+    positions: int
+    intervals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,7 @@ class Fields:
         tasks: name of the task of each logit; empty where nothing asks for a task by its name.
         numeric: how the last of the numeric columns become fields; those before are their values
             times vectors.
+        sequences: the sequences.
     """
 
     num_sparse: int
@@ -45,6 +64,7 @@ class Fields:
     num_domains: int = 0
     sets: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    sequences: tuple[SequenceShape, ...] = ()
     numeric: tuple[NumericSpec, ...] = ()
 
     @property
@@ -76,6 +96,44 @@ class Fields:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceInputs:
+    """One sequence of a batch as a model sees it; row b has behaviours offsets[b] to offsets[b + 1] - 1.
+
+    Args:
+        behaviours: by set, the vectors of the behaviours (T, W_m); W_m is 0 where the set does not cover
+            them.
+        targets: by set, the vectors of what they are matched with (B, W_m).
+        attention: behaviours (T, A) and targets (B, A) in the set that only weighs behaviours; None
+            where there is no such set.
+        offsets: (B + 1,) int64, where each row's behaviours begin.
+        positions: (T,) int64, 1 for a row's newest behaviour, n_b for its oldest.
+        intervals: (T,) int64, interval of the time from each behaviour to its row; None where no time is
+            known.
+    """
+
+    behaviours: list[Tensor]
+    targets: list[Tensor]
+    attention: list[Tensor] | None
+    offsets: Tensor
+    positions: Tensor
+    intervals: Tensor | None = None
+
+    def detached(self) -> SequenceInputs:
+        """The same as constants."""
+        return replace(
+            self,
+            behaviours=[each.detach() for each in self.behaviours],
+            targets=[each.detach() for each in self.targets],
+            attention=None
+            if self.attention is None
+            else [each.detach() for each in self.attention],
+        )
+
+
+register_dataclass(SequenceInputs)
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """One batch as a model sees it.
 
@@ -87,6 +145,7 @@ class Inputs:
         domain: domain (scenario) of each row, (B,) int64, 0 to S - 1; None where the model reads none.
         counted: (B,), 1 for rows that count for some task, 0 for padding and the like; None if all
             count. Only auxiliary losses ask for it.
+        sequences: the sequences; empty where the recipe has none.
     """
 
     sets: list[Tensor]
@@ -94,6 +153,7 @@ class Inputs:
     dense: Tensor
     domain: Tensor | None = None
     counted: Tensor | None = None
+    sequences: list[SequenceInputs] = field(default_factory=list)
 
 
 register_dataclass(Inputs)

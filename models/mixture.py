@@ -22,7 +22,9 @@ from prismrec.models.extraction import Extraction, LayerSpec
 from prismrec.models.inputs import Fields, Inputs
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
 from prismrec.models.numeric import numeric_fields
-from prismrec.models.sources import SourcePlan, plan_sources
+from prismrec.models.sequence.base import SequenceSpec
+from prismrec.models.sequence.sources import SequenceVectors
+from prismrec.models.sources import SourcePlan, by_shape
 from prismrec.models.towers import SharedTower, SumHead
 
 
@@ -44,6 +46,11 @@ class BranchSpec:
     def sources(self) -> set[int]:
         """The sets that it reads."""
         return {each.set_index for each in self.experts}
+
+    @property
+    def readers(self) -> set[int]:
+        """The sets whose experts read sequences."""
+        return {each.set_index for each in self.experts if each.reads_sequences}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,11 @@ class MixtureSpec:
         """The sets that its lowest layer reads."""
         return self.layers[0].sources
 
+    @property
+    def readers(self) -> set[int]:
+        """The sets whose experts read sequences."""
+        return {each.set_index for each in self.layers[0].experts if each.reads_sequences}
+
 
 @dataclass(frozen=True, slots=True)
 class Composition:
@@ -75,10 +87,13 @@ class Composition:
     Args:
         branches: may be empty, which leaves the first-order term alone.
         wide: whether every id and numeric column has a weight of its own per task.
+        sequence: the module that reads each sequence, one for each set whose experts read sequences;
+            None where none do.
     """
 
     branches: tuple[BranchSpec | MixtureSpec, ...]
     wide: bool = False
+    sequence: SequenceSpec | None = None
 
 
 class FirstOrder(nn.Module):
@@ -196,7 +211,11 @@ class RankingModel(nn.Module):
         self.wide = composition.wide
         self.first_order = FirstOrder(fields.num_dense if self.wide else 0, fields.num_tasks)
         used = {source for branch in composition.branches for source in branch.sources}
-        self.plan = plan_sources(fields.set_shapes, used)
+        readers = {source for branch in composition.branches for source in branch.readers}
+        self.sequences: SequenceVectors | None = None
+        if composition.sequence is not None:
+            self.sequences = SequenceVectors(composition.sequence, fields, readers)
+        self.plan = _plan(fields, used, {} if self.sequences is None else self.sequences.widths)
         self.branches = nn.ModuleList(
             Branch(spec, self.plan, fields.num_tasks)
             if isinstance(spec, BranchSpec)
@@ -204,10 +223,7 @@ class RankingModel(nn.Module):
             for spec in composition.branches
         )
         self.numeric = nn.ModuleDict(
-            {
-                str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m])
-                for m in self.plan.sources
-            }
+            {str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m]) for m in sorted(used)}
             if fields.num_dense
             else {}
         )
@@ -232,7 +248,9 @@ class RankingModel(nn.Module):
                 f"got {'None' if inputs.linear is None else 'a tensor'}"
             )
         logits = self.first_order(inputs.linear, inputs.dense)
-        stacks = [self._stack(stack, inputs) for stack in self.plan.stacks]
+        vectors = {} if self.sequences is None else self.sequences(inputs.sequences)
+        vectors = {self.plan.beside[m]: each for m, each in vectors.items()}
+        stacks = [self._stack(stack, inputs, vectors) for stack in self.plan.stacks]
         losses: dict[str, Tensor] = {}
         for branch in self.branches:
             of_branch, auxiliary = branch(stacks, inputs)
@@ -240,8 +258,12 @@ class RankingModel(nn.Module):
             losses |= auxiliary
         return logits, losses
 
-    def _stack(self, indices: tuple[int, ...], inputs: Inputs) -> Tensor:
-        """Field vectors of S sets of one shape, (S, B, N_m + D, K)."""
+    def _stack(
+        self, indices: tuple[int, ...], inputs: Inputs, vectors: dict[int, Tensor]
+    ) -> Tensor:
+        """Field vectors of S sets of one shape, (S, B, N_m + D, K), or of what was made of their sequences."""
+        if indices[0] in vectors:
+            return torch.stack([vectors[index] for index in indices]).unsqueeze(2)
         parts: list[Tensor] = []
         for index in indices:
             parts.append(inputs.sets[index])
@@ -251,6 +273,21 @@ class RankingModel(nn.Module):
             return parts[0].contiguous().unsqueeze(0)
         # One copy for all sets: side by side along the fields, then seen as a stack.
         return torch.cat(parts, 1).unflatten(1, (len(indices), -1)).transpose(0, 1)
+
+
+def _plan(fields: Fields, used: set[int], widths: dict[int, int]) -> SourcePlan:
+    """The sets that are read, and behind all sets what is made of their sequences.
+
+    Args:
+        fields: shapes of the inputs.
+        used: sets that some expert or gate reads.
+        widths: by set, the width of what is made of the sequences.
+    """
+    beside = {m: len(fields.set_dims) + at for at, m in enumerate(widths)}
+    of_sets = by_shape(fields.set_shapes, used)
+    shapes = (*fields.set_shapes, *((1, width) for width in widths.values()))
+    of_sequences = by_shape(shapes, beside.values())
+    return SourcePlan(shapes, (*of_sets, *of_sequences), beside)
 
 
 def _places(plans: Sequence[GroupPlan]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """What experts and gates read: the field vectors of sets, those of equal shape stacked.
 
-A source is an embedding set, with its numeric fields, or, above the first layer of experts, a stream:
-a task's mix of the layer below, which is one field vector as wide as an expert's output.
+A source is an embedding set, with its numeric fields, or what sequence modules make of a set, one field
+vector, or, above the first layer of experts, a stream: a task's mix of the layer below, which is one
+field vector as wide as an expert's output.
 
 Notation: B batch, N field vectors of a source, K their width, S sources of one shape.
 """
@@ -9,7 +10,7 @@ Notation: B batch, N field vectors of a source, K their width, S sources of one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ class SourcePlan:
     Args:
         shapes: shape (N, K) of every source, read or not.
         stacks: sources of one shape, ascending; each source that is read is in one of them.
+        beside: by set, the source of what sequence modules make of it.
     """
 
     shapes: tuple[SetShape, ...]
     stacks: tuple[tuple[int, ...], ...]
+    beside: dict[int, int] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[int]:

@@ -17,16 +17,20 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardMetadata,
 )
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
+from prismrec.embeddings.access import table_name
 from prismrec.embeddings.sharder import torchrec_name
 
 HOST_KINDS = ("table_row_wise", "table_column_wise", "grid")
 """Those that keep a table, or each strip of its columns, on the ranks of one host."""
 
-_BAGS = "embedding_bags."
-_SHARDED = (EmbeddingBagCollection, ManagedCollisionEmbeddingBagCollection)
+_SHARDED = (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+    ManagedCollisionEmbeddingBagCollection,
+)
 
 
 class Strip(NamedTuple):
@@ -170,8 +174,8 @@ def sharding_plan(
     for path, module in _collections(model):
         found = EmbeddingModuleShardingPlan()
         for key, _ in module.named_parameters():
-            name = key.rpartition(_BAGS)[2].removesuffix(".weight")
-            if _BAGS in key and name in by_name:
+            name = table_name(key)
+            if name in by_name:
                 found[name] = parameter_sharding(by_name[name], device, local_world_size)
         modules[path] = found
     return ShardingPlan(modules)

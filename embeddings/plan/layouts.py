@@ -93,7 +93,7 @@ def _can_spread(
     spec: EmbeddingSpec, table: TableSpec, groups: list[tuple[EmbeddingSet, ...]]
 ) -> bool:
     """Whether a table may be cut between its sets."""
-    if table.is_managed or table.sharding not in ("auto", *COLUMN_KINDS):
+    if table.is_managed or table.behaviours or table.sharding not in ("auto", *COLUMN_KINDS):
         return False
     forms = [spec.form(table, group[0]) for group in groups]
     refused = [

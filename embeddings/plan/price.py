@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.planner.enumerators import get_partition_by_type
 from torchrec.distributed.planner.shard_estimators import (
     EmbeddingPerfEstimator,
@@ -19,8 +19,8 @@ from torchrec.distributed.planner.shard_estimators import (
 )
 from torchrec.distributed.planner.types import Shard, ShardingOption
 from torchrec.distributed.planner.utils import sharder_name
-from torchrec.distributed.types import CacheParams
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.distributed.types import CacheParams, ModuleSharder
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from prismrec.embeddings.collection import PhysicalTable
 from prismrec.embeddings.communication import make_codecs
@@ -28,7 +28,7 @@ from prismrec.embeddings.managed.id_map import BYTES_PER_ROW
 from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.sets import EmbeddingSpec
-from prismrec.embeddings.sharder import Sharder, torchrec_name
+from prismrec.embeddings.sharder import Sharder, UnpooledSharder, torchrec_name
 
 try:
     from torchrec.distributed.planner.utils import build_sharder_data_map
@@ -111,6 +111,7 @@ class _Key(NamedTuple):
     table: tuple[int, int]
     block: tuple[int, int]
     bytes_per_row: int
+    is_pooled: bool
 
 
 def ranks_per_strip(kind: str, placement: Placement) -> int:
@@ -163,14 +164,18 @@ def _key(physical: PhysicalTable, cut: Cut, width: int, placement: Placement) ->
         table=(rows, physical.width),
         block=(-(-rows // parts), width),
         bytes_per_row=placement.bytes_per_row + (BYTES_PER_ROW if physical.table.is_managed else 0),
+        is_pooled=physical.is_pooled,
     )
 
 
 def _lengths(physical: PhysicalTable) -> tuple[float, ...]:
     """Rows of the table that one row of the data looks up by each feature."""
-    table = physical.table
-    ids = 1.0 if table.ids_per_row is None else table.ids_per_row / len(table.features)
-    return (ids * table.rows_per_id,) * len(physical.features)
+    table, most = physical.table, {each.key: each.most for each in physical.table.behaviours}
+    wanted = [1.0] * len(physical.features) + [float(most[key]) for key in physical.behaviours]
+    if table.ids_per_row is not None:
+        whole = len(table.features) + sum(most.values())
+        wanted = [table.ids_per_row * each / whole for each in wanted]
+    return tuple(each * table.rows_per_id for each in wanted)
 
 
 def _estimate(
@@ -178,16 +183,19 @@ def _estimate(
 ) -> dict[_Key, Piece]:
     topology = placement.topology()
     codecs = make_codecs(spec.communication, placement.batch_size)
-    sharders = {sharder_name(EmbeddingBagCollection): Sharder(codecs)}
+    sharders: dict[str, ModuleSharder[Any]] = {
+        sharder_name(EmbeddingBagCollection): Sharder(codecs),
+        sharder_name(EmbeddingCollection): UnpooledSharder(),
+    }
     about = build_sharder_data_map(sharders) if build_sharder_data_map else sharders
     speed, storage = EmbeddingPerfEstimator(topology), EmbeddingStorageEstimator(topology)
-    collection = EmbeddingBagCollection(
-        tables=[], is_weighted=spec.is_weighted, device=torch.device("meta")
-    )
+    meta = torch.device("meta")
+    pooling = EmbeddingBagCollection(tables=[], is_weighted=spec.is_weighted, device=meta)
+    collections = {True: pooling, False: EmbeddingCollection(tables=[], device=meta)}
     pieces: dict[_Key, Piece] = {}
     for start in range(0, len(keys), _BATCH):
         batch = keys[start : start + _BATCH]
-        options = [_option(key, collection, spec, placement) for key in batch]
+        options = [_option(key, collections[key.is_pooled], spec, placement) for key in batch]
         speed.estimate(options, about)
         storage.estimate(options, about)
         for key, option in zip(batch, options, strict=True):
@@ -198,7 +206,7 @@ def _estimate(
 
 
 def _option(
-    key: _Key, collection: EmbeddingBagCollection, spec: EmbeddingSpec, placement: Placement
+    key: _Key, collection: nn.Module, spec: EmbeddingSpec, placement: Placement
 ) -> ShardingOption:
     kind = torchrec_name(key.kind)
     cached = key.kernel == "fused_uvm_caching"
@@ -213,7 +221,7 @@ def _option(
         compute_kernel=key.kernel,
         shards=[Shard(size=list(key.block), offset=[0, 0])],
         cache_params=CacheParams(load_factor=spec.cache_load_factor) if cached else None,
-        is_pooled=True,
+        is_pooled=key.is_pooled,
     )
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from prismrec.config import UserError
 from prismrec.config.embedding import MAX_WIDTH, Kernel
 from prismrec.config.placement import COLUMN_KINDS, KINDS, ROW_WISE_STATE, refused_kinds
+from prismrec.config.sequence_tables import SEQUENCE_KINDS
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.communication import refused_by_communication
 from prismrec.embeddings.memory import block_bytes
@@ -57,6 +58,8 @@ def impossible_kinds(
     for kind in KINDS:
         if table.is_managed and kind != "row_wise":
             refused[kind] = "a table that gives its rows to ids as they come is cut by rows only"
+        elif not physical.is_pooled and kind not in SEQUENCE_KINDS:
+            refused.setdefault(kind, "a sequence looks the table up, whose vectors are not pooled")
         elif is_spread(physical) and kind not in COLUMN_KINDS:
             refused.setdefault(kind, "layout = 'spread' cuts the table between its sets")
         elif table.kernel in UVM_KERNELS and kind == "data_parallel":
@@ -172,6 +175,9 @@ def _widths(physical: PhysicalTable, kind: str, placement: Placement) -> list[tu
         return [set_strips([stop - start for start, stop in physical.slices.values()], places)]
     if physical.table.sharding == "auto" and width <= MAX_WIDTH and _is_small(physical):
         return []  # every strip has the ids sent again, which TorchRec's estimate leaves out
+    if not physical.is_pooled:  # TorchRec cuts all tables of a collection alike
+        count = next(each for each in range(places, 0, -1) if (width // 4) % each == 0)
+        return [even_widths(width, count)] if width // count <= MAX_WIDTH else []
     units, fewest = width // 4, -(-width // MAX_WIDTH)
     if fewest > places:  # strips that share a rank must be equally wide, see `set_strips`
         fewest = next(each for each in range(fewest, units + 1) if units % each == 0)

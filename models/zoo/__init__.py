@@ -14,12 +14,14 @@ from prismrec.config.models import Custom
 from prismrec.config.section import Section
 from prismrec.data.domains import domains_of
 from prismrec.data.schema import DataSchema
-from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, embedding_spec
+from prismrec.embeddings.sets import EmbeddingSpec, embedding_spec
+from prismrec.models.assembly import sequence_shapes, split_sets
 from prismrec.models.inputs import Fields
 from prismrec.models.mixture import Composition, RankingModel
 from prismrec.models.zoo.heads import HEADS
 from prismrec.models.zoo.multitask import MULTITASK
 from prismrec.models.zoo.numbers import numeric_specs
+from prismrec.models.zoo.sequences import no_reader, with_sequences
 from prismrec.models.zoo.single import SINGLE
 
 MODELS: dict[str, Callable[[Any, Fields], Composition | nn.Module]] = {
@@ -47,7 +49,11 @@ def build_model(section: Section, fields: Fields) -> nn.Module:
     if isinstance(section, Custom):
         return _custom(section, fields)
     made = MODELS[str(getattr(section, "name", ""))](section, fields)
-    return RankingModel(made, fields) if isinstance(made, Composition) else made
+    if isinstance(made, Composition):
+        return RankingModel(with_sequences(made, section, fields), fields)
+    if getattr(section, "sequence", None) is not None:
+        raise no_reader(section)
+    return made
 
 
 def needs_linear(section: Section) -> bool:
@@ -78,7 +84,7 @@ def spec_of(recipe: Recipe, schema: DataSchema) -> EmbeddingSpec:
 
 def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
     """Shapes of the inputs that a recipe's model gets."""
-    sets = [each for each in spec.sets if each.name != LINEAR]
+    sets, _ = split_sets(spec, recipe.model)
     return Fields(
         num_sparse=len(spec.fields),
         num_dense=len(recipe.features.numeric),
@@ -89,6 +95,7 @@ def fields_of(recipe: Recipe, spec: EmbeddingSpec) -> Fields:
         num_domains=spec.num_domains if recipe.reads_domain else 0,
         sets=tuple(each.name for each in sets),
         numeric=numeric_specs(recipe.features.numbers),
+        sequences=sequence_shapes(spec, recipe.model),
         tasks=(*recipe.task_names, *(each.name for each in recipe.tasks if each.has_level)),
     )
 

@@ -12,7 +12,9 @@ from prismrec.config import load
 from prismrec.data.schema import DataSchema
 from prismrec.data.world import write_world
 from prismrec.embeddings.collection import physical_tables
-from prismrec.models import Inputs, spec_of
+from prismrec.embeddings.jagged import SetSequence, newest_first
+from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, SequenceLookup
+from prismrec.models import Assembly, Inputs, spec_of
 from prismrec.train.model import build_train_model
 from tests.recipes.kuairand import write_small_kuairand
 
@@ -49,15 +51,33 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     assert kinds == ["number"] * len(recipe.features.dense) + ["label"] * len(recipe.tasks)
     parts = build_train_model(recipe, spec, torch.device("cpu"), is_bf16=False)
     held = dict(parts.model.tables.named_parameters())
+    held |= dict(parts.model.unpooled.named_parameters())
     assert len(held) == len(physical_tables(spec))
     assert all(parameter.is_meta for parameter in held.values())
     sets = [torch.randn(2, len(spec.fields_of(each)), each.dim) for each in spec.sets]
-    linear = sets.pop()[:, :, : recipe.num_logits] if spec.sets[-1].name == "linear" else None
-    dense = torch.randn(2, len(recipe.features.numeric))
-    logits, _ = parts.leaf.ranker.model(Inputs(sets, linear, dense))
+    assembly = Assembly(spec, recipe.model, recipe.num_logits)
+    inputs = Inputs(
+        sets=assembly.sets(sets),
+        linear=assembly.linear(sets),
+        dense=torch.randn(2, len(recipe.features.numeric)),
+        sequences=assembly.sequences(sets, [_behaviours(spec, each) for each in spec.sequences]),
+    )
+    logits, _ = parts.leaf.ranker.model(inputs)
     assert logits.shape == (2, recipe.num_logits)
     assert logits.isfinite().all()
     assert (logits[0] != logits[1]).all(), "the logits do not depend on the rows"
+
+
+def _behaviours(spec: EmbeddingSpec, sequence: SequenceLookup) -> SetSequence:
+    """Two and three behaviours in every set."""
+    offsets = torch.tensor([0, 2, 5])
+    behaviours = [
+        torch.randn(5, each.dim * sum(each.covers(b.target) for b in sequence.behaviours))
+        for each in spec.sets
+        if each.name != LINEAR
+    ]
+    intervals = torch.arange(5) if sequence.intervals else None
+    return SetSequence(offsets, newest_first(offsets, 5), intervals, behaviours)
 
 
 def test_there_are_recipes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from prismrec.config.numbers import MARK, NumberFeature
 from prismrec.config.objectives import Jrc, LossSection, loss_of
 from prismrec.config.propensity import Propensity
 from prismrec.config.section import Section
+from prismrec.config.sequences import SequenceFeature
 
 
 class Splits(Section):
@@ -104,6 +105,14 @@ class Lookup(Protocol):
         """List column with a weight for each id, if there is one."""
 
 
+class IdLists(NamedTuple):
+    """Ids that look up a table: their key in the batch, their column and the table."""
+
+    key: str
+    column: str
+    table: str
+
+
 class FeaturesSection(Section):
     """The columns of the data set that the model sees."""
 
@@ -125,15 +134,20 @@ class FeaturesSection(Section):
     """Domain that rows belong to whose domain is missing or is none of the data set's, wherever a
     model or a loss tells domains apart; without it such a row ends a run, and a request, with an error."""
     time: str | None = None
-    """Column with the time of a row; required by `data.order = "time"`."""
+    """Column with the time of a row; required by `data.order = "time"`, and by sequences with `times`."""
+    sequences: tuple[SequenceFeature, ...] = ()
+    """What happened before a row, in order, for models that read it (`model.sequence`)."""
 
     @property
     def columns(self) -> list[str]:
-        """Raw columns that the features are made of, each once: ids, weights, numbers."""
+        """Raw columns that the features are made of, each once: ids, weights, numbers, sequences."""
         names = [feature.source for feature in self.sparse]
         names += [feature.weights for feature in self.sparse if feature.weights]
         names += [column for number in self.numbers for column in number.columns]
-        return list(dict.fromkeys([*names, *self.dense]))
+        names += [*self.dense, *(name for each in self.sequences for name in each.columns)]
+        if self.time is not None and any(each.times for each in self.sequences):
+            names.append(self.time)
+        return list(dict.fromkeys(names))
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -146,7 +160,29 @@ class FeaturesSection(Section):
         """Every field that is looked up, in the order of the model's fields: ids, then numbers."""
         return (*self.sparse, *(each for number in self.numbers for each in number.lookups))
 
-    @field_validator("sparse", "dense", "numbers", mode="before")
+    @property
+    def behaviours(self) -> list[IdLists]:
+        """The columns of behaviours of all sequences."""
+        tables = {feature.name: feature.table_name for feature in self.sparse}
+        return [
+            IdLists(sequence.key(each), each.column, tables[each.target])
+            for sequence in self.sequences
+            for each in sequence.behaviours
+            if each.target in tables  # the recipe is refused otherwise
+        ]
+
+    @property
+    def id_lists(self) -> list[IdLists]:
+        """Everything whose ids look up tables: the sparse features, then the columns of behaviours."""
+        of_sparse = [IdLists(each.name, each.source, each.table_name) for each in self.sparse]
+        return of_sparse + self.behaviours
+
+    @property
+    def sequence_tables(self) -> frozenset[str]:
+        """Tables that behaviours look up, and their targets beside them."""
+        return frozenset(each.table for each in self.behaviours)
+
+    @field_validator("sparse", "dense", "numbers", "sequences", mode="before")
     @classmethod
     def _tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from prismrec.config.load import dump
 from prismrec.config.models import BUILT_IN, Custom
+from prismrec.config.models.base import Common
 from prismrec.config.recipe import Recipe
 from prismrec.config.section import Section, is_section, sections_in
 
@@ -51,6 +52,8 @@ def recipe_page() -> str:
     for name, section in BUILT_IN.items():
         lines += _page_section("model", section, f'`[model]` with `name = "{name}"`')
     lines += _page_section("model", Custom, "`[model]` of your own")
+    for name, field in Common.model_fields.items():
+        lines += _page_below(f"model.{name}", field)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -101,20 +104,25 @@ def _page_section(path: str, section: type[Section], title: str) -> Iterator[str
         yield from rows
         yield ""
     for name, field in fields.items():
-        inner = f"{path}.{name}" if path else name
-        origin = get_origin(field.annotation)
-        if origin is dict:
-            inner += ".NAME"
-        for below in sections_in(field.annotation):
-            if below is not Section:  # the model's own sections follow by name
-                heading = f"`[[{inner}]]`" if origin is tuple else f"`[{inner}]`"
-                for tag in ("kind", "name"):
-                    kind = below.model_fields.get(tag)
-                    if kind is not None and get_origin(kind.annotation) is Literal:
-                        words = _type_of(kind.annotation).strip("`")
-                        if len(get_args(kind.annotation)) == 1:
-                            heading += f" with `{tag} = {words}`"
-                yield from _page_section(inner, below, heading)
+        if not (issubclass(section, Common) and name in Common.model_fields):  # these come once
+            yield from _page_below(f"{path}.{name}" if path else name, field)
+
+
+def _page_below(path: str, field: FieldInfo) -> Iterator[str]:
+    """The sections in a field."""
+    origin = get_origin(field.annotation)
+    if origin is dict:
+        path += ".NAME"
+    for below in sections_in(field.annotation):
+        if below is not Section:  # the model's own sections follow by name
+            heading = f"`[[{path}]]`" if origin is tuple else f"`[{path}]`"
+            for tag in ("kind", "name"):
+                kind = below.model_fields.get(tag)
+                if kind is not None and get_origin(kind.annotation) is Literal:
+                    words = _type_of(kind.annotation).strip("`")
+                    if len(get_args(kind.annotation)) == 1:
+                        heading += f" with `{tag} = {words}`"
+            yield from _page_section(path, below, heading)
 
 
 def _page_row(name: str, field: FieldInfo) -> str:

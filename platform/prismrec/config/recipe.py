@@ -26,9 +26,11 @@ from prismrec.config.managed import managed_problems
 from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.models.base import Common
 from prismrec.config.models.interactions import part_problems
+from prismrec.config.models.sequence import module_problems
 from prismrec.config.objectives import objective_problems
 from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
+from prismrec.config.sequence_tables import sequence_problems
 from prismrec.config.sets import linear_set, set_problems
 from prismrec.config.train import (
     CheckpointSection,
@@ -102,6 +104,8 @@ class Recipe(Section):
             *_number_table_names(self),
             *_set_problems(self),
             *_table_problems(self),
+            *sequence_problems(self.features, self.embedding),
+            *_module_problems(self),
             *_device_problems(self),
             *_cache_problems(self),
             *_rank_problems(self),
@@ -349,6 +353,16 @@ def _table_problems(recipe: Recipe) -> list[str]:
         for problem in managed_problems(recipe.embedding, options):
             problems.append(f"embedding.tables.{name}.{problem}")
     return problems
+
+
+def _module_problems(recipe: Recipe) -> Iterator[str]:
+    """What the model's sequence module lacks; a model outside the package reads what it likes."""
+    if isinstance(recipe.model, Custom):
+        return iter(())
+    sets = {each.name: each.features for each in recipe.embedding.resolved_sets}
+    reads = getattr(recipe.model, "reads_sets", True)
+    module = getattr(recipe.model, "sequence", None)
+    return module_problems(module, recipe.features.sequences, sets if reads else {})
 
 
 def _column_problems(recipe: Recipe) -> list[str]:

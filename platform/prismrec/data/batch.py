@@ -37,6 +37,9 @@ class Batch(Pipelineable):
             are not in `sparse`; None where there are none.
         propensity: (B, T) float32 in (0, 1], weights against repeated exposure of the rows' labels;
             None where no task has some.
+        sequence: row ids of behaviours, of the targets that share their tables, which are not in `sparse`
+            either, and intervals of behaviours; the keys of a sequence have equal lengths but for the rows
+            of an id. Every history may be empty; None where the recipe has no sequence.
     """
 
     sparse: KeyedJaggedTensor
@@ -49,6 +52,7 @@ class Batch(Pipelineable):
     time: Tensor
     managed: KeyedJaggedTensor | None = None
     propensity: Tensor | None = None
+    sequence: KeyedJaggedTensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on another device."""

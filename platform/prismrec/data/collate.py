@@ -59,9 +59,11 @@ class Block:
         singles, bags = itertools.count(), itertools.count()
         self._at = [next(bags if each.is_bag else singles) for each in columns.sparse]
         self._is_weighted = any(each.weights is not None for each in columns.sparse)
-        first_managed = sum(not each.is_managed for each in columns.sparse)  # they come last
+        first_sequence = sum(not each.is_sequence for each in columns.sparse)  # they come last
+        first_managed = sum(not each.is_managed for each in columns.sparse[:first_sequence])
         self._fixed = slice(0, first_managed)
-        self._managed = slice(first_managed, len(columns.sparse))
+        self._managed = slice(first_managed, first_sequence)
+        self._sequence = slice(first_sequence, len(columns.sparse))
         self._single_places = [self._place[each.feature] for each in self._singles]
 
     def put(self, rows: Rows, span: tuple[int, int], part: Part, offset: int) -> None:
@@ -101,7 +103,7 @@ class Block:
         none = torch.zeros(self._batch_rows, dtype=torch.int64)
         domain, group, time = (none if name is None else next(keys) for name in chosen)
         return Batch(
-            sparse=self._keyed(step, self._fixed),
+            sparse=self._keyed(step, self._fixed, self._is_weighted),
             dense=floats[:dense].t(),
             labels=labels.t().contiguous(),
             valid=valid.t().contiguous(),
@@ -109,7 +111,10 @@ class Block:
             domain=domain,
             group=group,
             time=time,
-            managed=self._keyed(step, self._managed) if self._has_managed else None,
+            managed=self._keyed(step, self._managed, self._is_weighted)
+            if _has_any(self._managed)
+            else None,
+            sequence=self._keyed(step, self._sequence, False) if _has_any(self._sequence) else None,
             propensity=self._propensity(floats),
         )
 
@@ -166,11 +171,7 @@ class Block:
                     self.unknown[step, place] += unknown[here].sum()
                     self.null[step, place] += (bag.values[here] == NULL_ID).sum()
 
-    @property
-    def _has_managed(self) -> bool:
-        return self._managed.start < self._managed.stop
-
-    def _keyed(self, step: int, chosen: slice) -> KeyedIds:
+    def _keyed(self, step: int, chosen: slice, is_weighted: bool) -> KeyedIds:
         """Some sparse features that follow each other; without bags their ids lie so already."""
         features = self._columns.sparse[chosen]
         names = [each.feature for each in features]
@@ -189,7 +190,7 @@ class Block:
             lengths,
             [sum(len(ids) for ids, _ in segments) for segments in parts],
             _joined([weights for segments in parts for _, weights in segments], np.float32)
-            if self._is_weighted
+            if is_weighted
             else None,
         )
 
@@ -199,6 +200,10 @@ class Block:
         if self._columns.sparse[index].is_bag:
             return self._segments[step][at]
         return [(self._ids[step, self._starts[at] : self._starts[at + 1]], None)]
+
+
+def _has_any(chosen: slice) -> bool:
+    return chosen.start < chosen.stop
 
 
 def _parts(

@@ -65,10 +65,10 @@ def table_ids(
     encoders = encoders_of(recipe, source.schema)
     of_table: dict[str, Encoder] = {}
     columns: dict[str, dict[str, None]] = {}
-    for feature in recipe.features.sparse:
-        if not isinstance(encoders[feature.name], CodeEncoder):
-            of_table[feature.table_name] = encoders[feature.name]
-            columns.setdefault(feature.table_name, {})[feature.source] = None
+    for key, column, table in recipe.features.id_lists:
+        if not isinstance(encoders[key], CodeEncoder):
+            of_table[table] = encoders[key]
+            columns.setdefault(table, {})[column] = None
     wanted = {name: tuple(each) for name, each in columns.items()}
     counters = count_ids(source, wanted, recipe.data.splits.train, progress)
     found = []

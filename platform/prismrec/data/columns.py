@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -12,9 +12,11 @@ from prismrec.config.data import SparseFeature, Task
 from prismrec.config.ids import DirectIds
 from prismrec.config.numbers import MARK
 from prismrec.config.propensity import Propensity
+from prismrec.config.sequences import SequenceFeature
+from prismrec.data.behaviours import column_kinds
 from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import CodeEncoder
-from prismrec.data.encode.encoders import Encoder
+from prismrec.data.encode.encoders import DirectEncoder, Encoder, TableRows
 from prismrec.data.encode.numbers.encoders import NumberCodes, NumberEncoder, number_scalers
 from prismrec.data.encode.numbers.scale import Scaler
 from prismrec.data.propensity import check_columns
@@ -33,6 +35,8 @@ class IdColumn:
         weights: list column parallel to a bag.
         encoder: from its ids to rows of its table.
         is_strict: an id without a row of its own, unless it is missing, ends the run.
+        is_sequence: its ids are of a sequence, or of a target that shares the table of one.
+        sequence: the sequence whose behaviours these are, None where they are none.
     """
 
     feature: str
@@ -41,6 +45,8 @@ class IdColumn:
     weights: str | None
     encoder: Encoder
     is_strict: bool
+    is_sequence: bool = False
+    sequence: str | None = None
 
     @property
     def number(self) -> NumberCodes | None:
@@ -82,9 +88,11 @@ class ReadColumns:
     """Everything read for a batch, and the order of the columns in `Rows`.
 
     Sparse features are in the order of the recipe, then the fields of numbers, then the features of
-    managed tables. `ints` are the single ids and the codes of numbers, then domain, group and time
+    managed tables, and after these what a sequence looks up: targets, then by sequence its behaviours
+    and intervals. `ints` are the single ids and the codes of numbers, then domain, group and time
     as far as there are any; `floats` are the dense columns, the labels, the validity of each label
-    and the propensity weights of the labels that have some; `bags` are the bags.
+    and the propensity weights of the labels that have some; `bags` are the bags, those of sequences
+    last.
     """
 
     sparse: tuple[IdColumn, ...]
@@ -98,6 +106,7 @@ class ReadColumns:
     """Those that `domain` may name; None where it may name any."""
     is_chain: bool = False
     """Whether a row may have a label only with the one before it."""
+    sequences: tuple[SequenceFeature, ...] = ()
 
     @property
     def singles(self) -> tuple[IdColumn, ...]:
@@ -137,7 +146,8 @@ class ReadColumns:
     @property
     def names(self) -> frozenset[str]:
         """Columns that are decoded."""
-        ids = [name for each in self.sparse for name in each.columns]
+        ids = [name for each in self.sparse if each.sequence is None for name in each.columns]
+        ids += [name for each in self.sequences for name in each.columns]
         labels = [name for each in self.labels for name in (each.column, each.valid)]
         labels += [name for each in self.weighted.values() for name in each.columns]
         ids += [name for each in self.scalers.values() for name in each.columns]
@@ -184,8 +194,13 @@ def read_columns(
         for number in features.numbers
         for each in number.lookups
     ]
+    targets = {f.name for f in features.sparse if f.table_name in features.sequence_tables}
+    sparse = [replace(each, is_sequence=each.feature in targets) for each in sparse]
     return ReadColumns(
-        tuple(sorted(sparse, key=lambda each: each.is_managed)),
+        (
+            *sorted(sparse, key=lambda each: (each.is_sequence, each.is_managed)),
+            *_behaviour_columns(recipe, schema, encoders, strict),
+        ),
         features.numeric,
         {each.name: each for each in number_scalers(recipe, schema)},
         tuple(_label_column(task, source, training) for task in recipe.tasks),
@@ -194,6 +209,7 @@ def read_columns(
         features.time,
         domains_of(recipe, schema),
         recipe.chains_labels,
+        features.sequences,
     )
 
 
@@ -215,6 +231,30 @@ def _id_column(
                 "holds one id a row; drop the weights"
             )
     return IdColumn(feature.name, feature.source, is_bag, feature.weights, encoder, is_strict)
+
+
+def _behaviour_columns(
+    recipe: Recipe, schema: DataSchema, encoders: Mapping[str, Encoder], strict: set[str]
+) -> list[IdColumn]:
+    """The bags of every sequence, in the order of `read_behaviours`."""
+    tables = {each.key: each.table for each in recipe.features.behaviours}
+    found = []
+    for sequence in recipe.features.sequences:
+        used_as, name = f"features.sequences '{sequence.name}'", sequence.name
+        for column, kind in column_kinds(sequence):
+            schema.column(column, (kind,), used_as)
+        for each in sequence.behaviours:
+            key = sequence.key(each)
+            is_strict = tables[key] in strict
+            found.append(
+                IdColumn(key, each.column, True, None, encoders[key], is_strict, True, name)
+            )
+        if sequence.has_gaps:
+            # Intervals are their own rows: the encoder hands them on.
+            same = DirectEncoder(TableRows(sequence.num_buckets))
+            key = sequence.interval_key
+            found.append(IdColumn(key, "", True, None, same, False, True, name))
+    return found
 
 
 def _label_column(task: Task, source: DataSource, training: bool) -> LabelColumn:

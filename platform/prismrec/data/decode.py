@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -13,6 +14,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from prismrec.config import UserError
+from prismrec.data.behaviours import read_behaviours
 from prismrec.data.columns import IdColumn, LabelColumn, ReadColumns
 from prismrec.data.encode.encoders import outside
 from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
@@ -92,7 +94,7 @@ class Decoder:
             table.num_rows,
             (*ids, *keys),
             (*dense, *(label for label, _ in labels), *(valid for _, valid in labels), *weights),
-            tuple(self._bag(each, arrays, group) for each in self.columns.bags),
+            tuple(self._bags(arrays, group)),
         )
 
     def row_numbers(self, group: int) -> Ints:
@@ -148,16 +150,26 @@ class Decoder:
             raise _wrong_id(feature, int(ids[at]), self._where(group, at))
         return ids
 
+    def _bags(self, arrays: dict[str, pa.Array], group: int) -> Iterator[Bag]:
+        """The bags in the order of `ReadColumns.bags`."""
+        for each in self.columns.bags:
+            if each.sequence is None:
+                yield self._bag(each, arrays, group)
+        for sequence in self.columns.sequences:
+            of_it = [each for each in self.columns.bags if each.sequence == sequence.name]
+            where = partial(self._where, group)
+            bags = read_behaviours(sequence, arrays, self.columns.time, where)
+            for each, bag in zip(of_it, bags, strict=True):
+                self._check_ids(each, bag.values, bag.offsets, group)
+                yield bag
+
     def _bag(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Bag:
         lists = arrays[feature.column]
         lengths = _lengths(lists)
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         ids, weights = ints(lists.flatten(), NULL_ID), None
-        at = _not_a_row(feature, ids)
-        if at is not None:
-            row = int(np.searchsorted(offsets, at, side="right")) - 1
-            raise _wrong_id(feature, int(ids[at]), self._where(group, row))
+        self._check_ids(feature, ids, offsets, group)
         if feature.weights is not None:
             parallel = arrays[feature.weights]
             differing = np.flatnonzero(_lengths(parallel) != lengths)
@@ -170,6 +182,13 @@ class Decoder:
                 )
             weights = np.nan_to_num(floats(parallel.flatten()), nan=0.0)
         return Bag(offsets, ids, weights)
+
+    def _check_ids(self, feature: IdColumn, ids: Ints, offsets: Ints, group: int) -> None:
+        """Refuse an id of a bag that may not stand there."""
+        at = _not_a_row(feature, ids)
+        if at is not None:
+            row = int(np.searchsorted(offsets, at, side="right")) - 1
+            raise _wrong_id(feature, int(ids[at]), self._where(group, row))
 
     def _where(self, group: int, row: int) -> str:
         """A filtered row of a row group in words: `part-0.parquet: row group 3, row 17`."""

@@ -173,7 +173,7 @@ def files_of(recipe: Recipe, table: str | None = None) -> list[VocabularyFile]:
                 f"embedding.tables.{name}.ids.path: {options.path} is a URL; write the file to a "
                 "local path by DIR, --column and --out and copy it there"
             )
-        columns = [each.source for each in recipe.features.sparse if each.table_name == name]
+        columns = [each.column for each in recipe.features.id_lists if each.table == name]
         files.append(VocabularyFile(tuple(dict.fromkeys(columns)), Path(options.path)))
     return files
 

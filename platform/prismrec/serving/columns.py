@@ -25,6 +25,7 @@ _WANTED = {
     "ids": "lists of integers",
     "number": "numbers",
     "numbers": "lists of numbers",
+    "time": "integers",
 }
 
 
@@ -37,7 +38,7 @@ def to_arrow(columns: Mapping[str, Any], kinds: Mapping[str, Kind]) -> dict[str,
         kinds: the needed columns with their kinds.
 
     Returns:
-        int64 for `id`, list of int64 for `ids`, list of float32 for `numbers`; for `number` whatever
+        int64 for `id` and `time`, list of int64 for `ids`, list of float32 for `numbers`; for `number` whatever
         type of number the column has, as the training data may hold it too.
 
     Raises:
@@ -105,6 +106,7 @@ _TARGETS = {
     "ids": pa.large_list(pa.int64()),
     "number": pa.float32(),
     "numbers": pa.large_list(pa.float32()),
+    "time": pa.int64(),
 }
 
 

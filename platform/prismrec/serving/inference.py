@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prismrec.config import Recipe
 from prismrec.config.data import SparseFeature
+from prismrec.data.behaviours import read_behaviours
 from prismrec.data.domains import Domains, domains_of
 from prismrec.data.encode.codes import owner_encoder
 from prismrec.data.encode.copies import with_copies
@@ -28,8 +29,9 @@ from prismrec.data.encode.numbers.scale import Scaler
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.propensity import weights_of
 from prismrec.data.schema import Kind
-from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
-from prismrec.models import Inputs, build_model, fields_of, spec_of
+from prismrec.embeddings.jagged import SetSequence, newest_first
+from prismrec.embeddings.sets import LINEAR, EmbeddingSet, EmbeddingSpec, SequenceLookup
+from prismrec.models import Assembly, Inputs, build_model, fields_of, spec_of
 from prismrec.models.calibration import LogitMap, mapped
 from prismrec.models.objectives import build_decoder
 from prismrec.serving import columns as raw
@@ -85,7 +87,8 @@ class InferenceModel:
         self._lookup = lookup
         self._head = head
         self._decoder = build_decoder(self.recipe)
-        self._has_linear = any(each.name == LINEAR for each in spec.sets)
+        self._assembly = Assembly(spec, self.recipe.model, self.recipe.num_logits)
+        self._spec = spec
         self._encoders, self._scalers = encoders, scalers
         self._domains: Domains | None = None
         if self.recipe.reads_domain:
@@ -140,9 +143,14 @@ class InferenceModel:
             features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
             features += self._number_rows(arrays)
             sets = self._lookup(features)
-            dense = self._dense(arrays, len(features[0].lengths))
-            linear = sets.pop()[:, :, : self.recipe.num_logits] if self._has_linear else None
-            given, _ = self._head(Inputs(sets, linear, dense, self._domain(arrays)))
+            inputs = Inputs(
+                sets=self._assembly.sets(sets),
+                linear=self._assembly.linear(sets),
+                dense=self._dense(arrays, len(features[0].lengths)),
+                domain=self._domain(arrays),
+                sequences=self._assembly.sequences(sets, self._sequences(arrays)),
+            )
+            given, _ = self._head(inputs)
             logits, _ = self._decoder(given.float())
             logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
             return mapped(self.maps, logits) if calibrated else logits
@@ -153,15 +161,64 @@ class InferenceModel:
 
     def _rows(self, arrays: Mapping[str, pa.Array], feature: SparseFeature) -> FeatureRows:
         ids, lengths = raw.bags(arrays[feature.source])
-        encode = self._encoders[feature.name]
-        rows, unknown = encode(ids)
-        self._count_unknown(feature.name, unknown)
+        rows, encode = self._encoded(feature.name, ids), self._encoders[feature.name]
         weights = None
         if feature.weights:
             of_ids = raw.weights(arrays[feature.weights], feature.weights, lengths)
             weights = torch.from_numpy(of_ids.repeat(encode.rows_per_id))
         counts = torch.from_numpy(lengths * encode.rows_per_id)
-        return FeatureRows(torch.from_numpy(rows), counts, weights)
+        return FeatureRows(rows, counts, weights)
+
+    def _encoded(self, key: str, ids: NDArray[np.int64]) -> Tensor:
+        """Rows of the ids of a feature or a column of behaviours; unknown ones are counted."""
+        rows, unknown = self._encoders[key](ids)
+        self._count_unknown(key, unknown)
+        return torch.from_numpy(rows)
+
+    def _sequences(self, arrays: Mapping[str, pa.Array]) -> list[SetSequence]:
+        """The sequences as all sets see them, read as the trainer reads them."""
+        features, found = self.recipe.features, []
+        for sequence, lookup in zip(features.sequences, self._spec.sequences, strict=True):
+            where = "row {} of the request".format
+            bags = read_behaviours(sequence, arrays, features.time, where)
+            offsets = torch.from_numpy(bags[0].offsets.copy())
+            count = int(offsets[-1])
+            columns = {
+                each.key: self._encoded(each.key, bag.values)
+                for each, bag in zip(lookup.behaviours, bags, strict=False)  # intervals come last
+            }
+            found.append(
+                SetSequence(
+                    offsets=offsets,
+                    positions=newest_first(offsets, count),
+                    intervals=torch.from_numpy(bags[-1].values) if lookup.intervals else None,
+                    behaviours=[
+                        self._behaviours(each, lookup, columns, count)
+                        for each in self._spec.sets
+                        if each.name != LINEAR
+                    ],
+                )
+            )
+        return found
+
+    def _behaviours(
+        self,
+        of_set: EmbeddingSet,
+        lookup: SequenceLookup,
+        columns: Mapping[str, Tensor],
+        count: int,
+    ) -> Tensor:
+        """Vectors (T, W) of a sequence's behaviours in one set."""
+        parts = [
+            self._lookup.vectors(
+                self._spec.table_of(each.target).name, of_set.name, columns[each.key]
+            )
+            .view(count, -1, of_set.dim)
+            .sum(1)
+            for each in lookup.behaviours
+            if of_set.covers(each.target)
+        ]
+        return torch.cat(parts, 1) if parts else torch.zeros(count, 0)
 
     def _domain(self, arrays: Mapping[str, pa.Array]) -> Tensor | None:
         """Domain of each row, (B,); None for a model that does not tell them apart."""

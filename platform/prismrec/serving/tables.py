@@ -78,6 +78,25 @@ def encode_table(weight: Tensor, table_type: TableType, name: str) -> Tensor:
     return torch.cat([fused[:, -_SCALE_BYTES:], fused[:, :-_SCALE_BYTES]], dim=1)
 
 
+def decode_rows(stored: Tensor, table_type: TableType) -> Tensor:
+    """The numbers of stored rows, (rows, d) float32, as the lookup makes them.
+
+    Args:
+        stored: (rows, bytes) uint8 in the form that the lookup reads: bf16 widened to fp32.
+        table_type: what they are stored as.
+    """
+    stored = stored.contiguous()
+    if table_type in ("fp32", "bf16"):
+        return stored.view(torch.float32)
+    if table_type == "fp16":
+        return stored.view(torch.float16).float()
+    scale, offset = stored[:, :_SCALE_BYTES].view(torch.float16).float().split(1, 1)
+    values = stored[:, _SCALE_BYTES:]
+    if table_type == "int4":  # the even columns are in the low half of each byte
+        values = torch.stack([values & 15, values >> 4], -1).flatten(1)
+    return values.float() * scale + offset
+
+
 def _as_looked_up(stored: Tensor, table_type: TableType) -> Tensor:
     """Rows in the form that the lookup reads: bf16 widened to fp32, others as they are stored."""
     if table_type == "bf16":
@@ -196,12 +215,16 @@ class TableLookup:
             bounds_check_mode=BoundsCheckMode.FATAL,
         )
         self._tbe.initialize_weights()
+        self._type = table_type
+        self._stored: dict[tuple[str, str], Tensor] = {}
         memory = self._tbe.split_embedding_weights(split_scale_shifts=False)
         for (group, table), (rows, _) in zip(places, memory, strict=True):
             start = 0
             for each in group.sets:
                 stored = _as_looked_up(read(table, each), table_type)
-                rows[:, start : start + stored.shape[1]] = stored
+                part = rows[:, start : start + stored.shape[1]]
+                part[:] = stored
+                self._stored[table.name, each.name] = part
                 start += stored.shape[1]
 
     @property
@@ -210,6 +233,16 @@ class TableLookup:
         return sum(
             part[0].numel() for part in self._tbe.split_embedding_weights(split_scale_shifts=False)
         )
+
+    def vectors(self, table: str, set_name: str, rows: Tensor) -> Tensor:
+        """Vectors (L, d_m) of rows of a table in one set, one for each row and not pooled.
+
+        Args:
+            table: its name.
+            set_name: a set that covers some feature of the table.
+            rows: (L,) int64, every one of them in range.
+        """
+        return decode_rows(self._stored[table, set_name].index_select(0, rows), self._type)
 
     def __call__(self, features: Sequence[FeatureRows]) -> list[Tensor]:
         """Pooled vectors (B, N_m, d_m) of each set, for features in the order of the fields."""

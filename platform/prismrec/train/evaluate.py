@@ -197,7 +197,10 @@ class Evaluator:
         feature = self._recipe.evaluate.frequency_of
         assert feature is not None
         assert self._frequency is not None
-        return frequency_bucket(self._frequency[batch.sparse[feature].values()])
+        in_sequence = batch.sequence is not None and feature in batch.sequence.keys()
+        ids = batch.sequence if in_sequence else batch.sparse
+        assert ids is not None
+        return frequency_bucket(self._frequency[ids[feature].values()])
 
 
 def _parts_of(metrics: dict[str, float]) -> Iterator[tuple[str, str, float]]:

@@ -119,10 +119,13 @@ class Splits:
         counts = [list(each.values()) for each in counted]
         totals = self._ranks.sum(torch.tensor(counts, device=self._ranks.device)).tolist()
         seen, unknown, missing = (dict(zip(train.seen_ids, each, strict=True)) for each in totals)
+        features = self._recipe.features
+        tables = {each.name: each.table_name for each in features.lookups}
+        tables |= {each.key: each.table for each in features.behaviours}
         tables = {
-            each.name: each.table_name
-            for each in self._recipe.features.lookups
-            if not isinstance(self.encoders[each.name], CodeEncoder)
+            key: table
+            for key, table in tables.items()
+            if not isinstance(self.encoders[key], CodeEncoder)
         }
         return IdCounts(seen, unknown, missing, tables)
 

@@ -14,8 +14,9 @@ from prismrec.config import Recipe
 from prismrec.data.batch import Batch
 from prismrec.embeddings.collection import SetViews, build_collection, side_by_side
 from prismrec.embeddings.managed.modules import build_managed
-from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
-from prismrec.models import Inputs, build_model, fields_of
+from prismrec.embeddings.sets import EmbeddingSpec
+from prismrec.embeddings.unpooled import LookedUp, UnpooledViews, build_unpooled
+from prismrec.models import Assembly, Inputs, build_model, fields_of
 from prismrec.models.objectives import (
     Decoder,
     Losses,
@@ -69,9 +70,9 @@ class Ranker(nn.Module):
     def __init__(self, spec: EmbeddingSpec, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.views = SetViews(spec)
+        self.unpooled = UnpooledViews(spec)
         self.model = model
-        self._has_linear = any(each.name == LINEAR for each in spec.sets)
-        self._num_logits = recipe.num_logits
+        self._assembly = Assembly(spec, recipe.model, recipe.num_logits)
         self._reads_domain = recipe.reads_domain
         self._frozen: dict[str, nn.Parameter] = {}
         self._stopped: list[nn.Module] = []
@@ -96,15 +97,25 @@ class Ranker(nn.Module):
             module.training = False
         return self
 
-    def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, pooled: tuple[KeyedTensor, ...], batch: Batch, unpooled: LookedUp
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's columns (B, T + J), see `Decoder`, and the auxiliary losses by name."""
-        sets = self.views(pooled)
+        sequences = []
+        if batch.sequence is not None:
+            pooled = (*pooled, self.unpooled.features(unpooled))
+            sequences = self.unpooled.sequences(unpooled, batch.sequence)
+        sets = self.views(side_by_side(pooled))
         if sets[0].dtype != torch.float32:
             sets = [each.float() for each in sets]
-        linear = sets.pop()[:, :, : self._num_logits] if self._has_linear else None
-        domain = batch.domain if self._reads_domain else None
-        counted = ((batch.valid * batch.weights) > 0).any(1)
-        inputs = Inputs(sets, linear, batch.dense, domain, counted)
+        inputs = Inputs(
+            sets=self._assembly.sets(sets),
+            linear=self._assembly.linear(sets),
+            dense=batch.dense,
+            domain=batch.domain if self._reads_domain else None,
+            counted=((batch.valid * batch.weights) > 0).any(1),
+            sequences=self._assembly.sequences(sets, sequences),
+        )
         return self._without_gradients(inputs) if self._frozen else self.model(inputs)
 
     def _without_gradients(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,6 +124,7 @@ class Ranker(nn.Module):
             inputs,
             sets=[each.detach() for each in inputs.sets],
             linear=None if inputs.linear is None else inputs.linear.detach(),
+            sequences=[each.detached() for each in inputs.sequences],
         )
         numbers = {name: each.detach() for name, each in self._frozen.items()}
         columns, auxiliary = torch.func.functional_call(self.model, numbers, (constant,))
@@ -142,17 +154,20 @@ class Leaf(nn.Module):
         self.is_bf16 = is_bf16
         self.gradients: LogitGradients | None = None
 
-    def forward(self, pooled: tuple[KeyedTensor, ...], batch: Batch) -> tuple[Tensor, Output]:
+    def forward(
+        self, pooled: tuple[KeyedTensor, ...], batch: Batch, unpooled: LookedUp = ()
+    ) -> tuple[Tensor, Output]:
         """The loss to differentiate and what the loop reports; in evaluation mode only the logits.
 
         Collective: the loss is a mean over the rows of all ranks.
 
         Args:
-            pooled: outputs of the collections of tables.
+            pooled: outputs of the collections of tables that pool.
             batch: everything else of the rows.
+            unpooled: outputs of those that do not.
         """
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.is_bf16):
-            columns, auxiliary = self.ranker(side_by_side(pooled), batch)
+            columns, auxiliary = self.ranker(pooled, batch, unpooled)
         logits, levels = self.decoder(columns.float())
         if not self.training:  # what is asked for are the logits
             none = logits.new_zeros(())
@@ -176,13 +191,21 @@ class TrainModel(nn.Module):
             on the meta device; None where there are none.
         managed: the same of the managed tables.
         leaf: everything after the lookup.
+        unpooled: collections of the tables that behaviours look up; None where there is no sequence.
     """
 
-    def __init__(self, tables: nn.Module | None, managed: nn.Module | None, leaf: Leaf) -> None:
+    def __init__(
+        self,
+        tables: nn.Module | None,
+        managed: nn.Module | None,
+        leaf: Leaf,
+        unpooled: nn.ModuleList | None = None,
+    ) -> None:
         super().__init__()
         self.tables = tables
         self.managed = managed
         self.leaf = leaf
+        self.unpooled = nn.ModuleList() if unpooled is None else unpooled
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """Loss and output of one batch."""
@@ -191,7 +214,8 @@ class TrainModel(nn.Module):
             pooled += (self.tables(batch.sparse),)
         if self.managed is not None:
             pooled += (self.managed(batch.managed)[0],)
-        return self.leaf(pooled, batch)  # type: ignore[no-any-return]
+        unpooled = tuple([each(batch.sequence) for each in self.unpooled])
+        return self.leaf(pooled, batch, unpooled)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +244,8 @@ def build_train_model(
     if recipe.train.log_negative_gradients:
         leaf.gradients = LogitGradients(recipe.task_names, device)
     meta = torch.device("meta")
-    has_fixed = any(not table.is_managed for table in spec.tables)
+    has_fixed = any(not (table.is_managed or table.behaviours) for table in spec.tables)
     tables = build_collection(spec, meta) if has_fixed else None
-    return ModelParts(TrainModel(tables, build_managed(spec, meta), leaf), leaf)
+    return ModelParts(
+        TrainModel(tables, build_managed(spec, meta), leaf, build_unpooled(spec, meta)), leaf
+    )

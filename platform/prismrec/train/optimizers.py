@@ -13,6 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from prismrec.config import UserError
 from prismrec.config.train import DenseOptimizer, Schedule
+from prismrec.embeddings.access import table_name
 from prismrec.embeddings.copies import TableCopies
 from prismrec.models.batch_norm import BatchNorm
 from prismrec.models.domains import DomainScale
@@ -186,12 +187,12 @@ def check_coverage(
     held = Counter(
         id(p) for each in optimizers for group in each.param_groups for p in group["params"]
     )
-    fused = {key.rpartition("embedding_bags.")[2] for key in model.fused_optimizer.params}
+    fused = {table_name(key) for key in model.fused_optimizer.params}
     wrong = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.numel():
             continue
-        is_fused = "embedding_bags." in name and name.rpartition("embedding_bags.")[2] in fused
+        is_fused = table_name(name) in fused
         count = held[id(parameter)] + is_fused
         if count != 1:
             wrong.append(f"{name} ({'two optimizers' if count else 'no optimizer'})")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from prismrec.config.models.sequence import SequenceKind
 from prismrec.config.section import Section
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Common(Section):
     def reads_domain(self) -> bool:
         """Whether the model tells the domains of rows apart, the `domain` input of its `forward`."""
         return False
+
+    sequence: SequenceKind | None = None
+    """What reads `features.sequences` for every expert: `"tim"`, or `{kind = "din", hidden = [64]}`."""
 
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""

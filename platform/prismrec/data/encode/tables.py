@@ -101,6 +101,9 @@ def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
     for index, feature in enumerate(recipe.features.sparse):
         column = schema.column(feature.source, ("id", "ids"), f"features.sparse[{index}]")
         counts.setdefault(feature.table_name, {})[feature.source] = column.num_ids
+    for key, name, table in recipe.features.behaviours:
+        used_as = f"features.sequences '{key.partition('/')[0]}'"
+        counts[table][name] = schema.column(name, ("ids",), used_as).num_ids
     tables = {}
     for name, columns in counts.items():
         options = recipe.embedding.tables.get(name) or TableOptions()
@@ -113,13 +116,14 @@ def id_tables(recipe: Recipe, schema: DataSchema) -> dict[str, IdTable]:
 
 
 def encoders_of(recipe: Recipe, schema: DataSchema) -> dict[str, Encoder]:
-    """The encoder of every field that is looked up; sparse features of one table share theirs.
+    """The encoder of every field that is looked up, and of every column of behaviours; those of ids of
+    one table share theirs.
 
     Raises:
         UserError: see `id_tables` and `number_encoders`.
     """
     by_table = {name: table.encoder() for name, table in id_tables(recipe, schema).items()}
-    of_ids = {feature.name: by_table[feature.table_name] for feature in recipe.features.sparse}
+    of_ids = {each.key: by_table[each.table] for each in recipe.features.id_lists}
     return of_ids | number_encoders(recipe, schema)
 
 
