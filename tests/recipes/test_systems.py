@@ -51,7 +51,9 @@ def test_the_listed_sizes_are_those_of_the_recipes() -> None:
 
 def _recipe(folder: str, name: str, data: Path, steps: int) -> Recipe:
     path = FOLDER / folder / f"{name}.toml"
-    overrides = [f"data.path='{data}'", f"train.steps={steps}", *SMALL]
+    # An epoch of the small data is a few steps.
+    length = [f"train.steps={steps}", f"train.epochs={steps}"]
+    overrides = [f"data.path='{data}'", *length, *SMALL]
     has_dropout = hasattr(load(path).model, "dropout")  # ranks draw different units
     return load(path, overrides + ["model.dropout=0.0"] * has_dropout)
 

@@ -9,7 +9,7 @@ import torch
 
 from prismrec.models import Fields, Inputs
 from tests.unit.models.multitask_cases import CASES, built, drawn, gradients
-from tests.unit.models.vectors import assert_close
+from tests.unit.models.vectors import assert_close, axes
 
 DOMAIN = torch.tensor([1, 0, 2, 1, 1, 0, 2])
 
@@ -77,3 +77,50 @@ def test_gates_of_domains_that_are_alike_are_one_gate(case: str) -> None:
     assert_close(model(inputs)[0], single(inputs)[0])
     other = Inputs(inputs.sets, None, inputs.dense, torch.flip(DOMAIN, [0]))
     assert_close(model(other)[0], single(inputs)[0])
+
+
+EVERYTHING = {"domain_towers": True, "domain_gates": True}
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_export_with_a_dynamic_batch_gives_the_eager_logits(norm: str) -> None:
+    model, inputs = model_of("crocodile", norm=norm, **EVERYTHING)
+    model.eval()
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    example = Inputs([each.detach() for each in inputs.sets], None, inputs.dense, DOMAIN)
+    program = torch.export.export(
+        model, (example,), dynamic_shapes={"inputs": axes(example, {0: batch})}
+    )
+    for rows in (1, 7):
+        part = Inputs(
+            [each[:rows] for each in example.sets], None, inputs.dense[:rows], DOMAIN[:rows]
+        )
+        assert_close(program.module()(part)[0], model(part)[0])
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_bfloat16_autocast_stays_near_float32(norm: str) -> None:
+    model, inputs = model_of("crocodile", norm=norm, **EVERYTHING)
+    model.float().eval()
+    example = Inputs([each.float() for each in inputs.sets], None, inputs.dense.float(), DOMAIN)
+    exact, _ = model(example)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = model(example)
+        rounded.sum().backward()
+    assert rounded.dtype == torch.float32
+    assert (rounded != rounded.bfloat16().float()).any()
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.2)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ["mmoe", "crocodile"])
+def test_a_domain_without_rows_gets_gradients_of_zero(case: str) -> None:
+    model, inputs = model_of(
+        case, **(EVERYTHING if case == "crocodile" else {"domain_towers": True})
+    )
+    logits, losses = model(Inputs(inputs.sets, None, inputs.dense, DOMAIN * 0))
+    (logits[:, 0].sum() + sum(losses.values())).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if ".tower." in name:
+            assert not parameter.grad[1:].any(), name
