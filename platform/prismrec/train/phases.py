@@ -56,6 +56,8 @@ class PhasePlan:
     def before(self, step: int) -> None:
         """Make everything ready for a step that is about to run; nothing within a phase.
 
+        Collective: every rank calls it.
+
         Raises:
             UserError: a resumed run has heads that do not fit the phase of its step.
         """
@@ -98,6 +100,7 @@ class PhasePlan:
                     state.zero_()
 
     def _freeze(self) -> None:
+        self._sharded.average_copies()  # or the next average would move what stands still
         self._sharded.leaf.ranker.freeze(self._towers)
         heads = self._parameters()
         frozen = [each for each in self._sharded.names if each not in heads]
