@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     out = asked.out or (SCRATCH / "quick" if asked.quick else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     store = out / f"fidelity_{study.name}.json"
-    known = {} if asked.fresh or not store.exists() else json.loads(store.read_text())["runs"]
+    known = {} if asked.fresh else _stored(store)
     runs: dict[str, list[dict[str, Any]]] = {}
     wanted, trained, began = 0, 0, time.monotonic()
     try:
@@ -54,7 +55,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
                 about_run = {"variant": variant.name, "seed": recipe.seed}
                 known[key] = about_run | run(study, recipe, asked.threads)
                 trained += 1
-                store.write_text(json.dumps({"study": study.name, "runs": known}, indent=1) + "\n")
+                known = _put_down(store, study, {**_stored(store), **known})
             if key in known:
                 runs.setdefault(variant.name, []).append(known[key])
     except UserError as error:
@@ -66,6 +67,19 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     page.write_text(text)
     plot(results, page.with_suffix(".svg"))
     print(text)
+
+
+def _stored(store: Path) -> dict[str, Any]:
+    """The runs that are put down, by what they are known by."""
+    return json.loads(store.read_text())["runs"] if store.exists() else {}
+
+
+def _put_down(store: Path, study: Study, runs: dict[str, Any]) -> dict[str, Any]:
+    """Write the runs so that another process of the same study never reads half of them."""
+    scratch = store.with_name(f"{store.name}.{os.getpid()}.tmp")
+    scratch.write_text(json.dumps({"study": study.name, "runs": runs}, indent=1) + "\n")
+    scratch.replace(store)
+    return runs
 
 
 def _orders(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.channel import ROOT
-from prismrec.config import Recipe, UserError, dump, load
+from prismrec.config import Recipe, UserError, load
 from prismrec.data.source import open_data
 from prismrec.data.world import write_world
 from prismrec.data.world_truth import WorldOptions
@@ -202,10 +202,14 @@ def recipe_of(study: Study, variant: Variant, seed: int, data: Path | str = "out
 
 
 def digest(recipe: Recipe, data: Data, path: Path) -> str:
-    """What a finished run is known by: all of the recipe that matters, rows and seed."""
-    tree = dump(recipe)
-    for unimportant in ("name", "out", "tracking", "workers"):
-        tree.pop(unimportant)
+    """What a finished run is known by: all of the recipe that matters, rows and seed.
+
+    Keys at their defaults do not count, so that a key that is new to recipes changes nothing.
+    """
+    unimportant = {"name", "out", "tracking", "workers", "model"}
+    tree = recipe.model_dump(mode="json", exclude_defaults=True, exclude=unimportant)
+    tree["model"] = recipe.model.model_dump(mode="json", exclude_defaults=True)
+    tree["seed"] = recipe.seed
     tree["data"]["path"] = data.key() if isinstance(data, World) else open_data(path).fingerprint
     text = json.dumps(tree, sort_keys=True).replace(str(path), "")  # files beside the rows
     return hashlib.sha256(text.encode()).hexdigest()[:16]
