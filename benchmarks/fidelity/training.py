@@ -15,6 +15,7 @@ from benchmarks.fidelity.study import Study
 from benchmarks.machine import commit
 from prismrec.checkpoint import read_manifest
 from prismrec.config import Recipe
+from prismrec.data.fit_numbers import fit_numbers, write_statistics
 from prismrec.data.source import DataSource, open_data
 from prismrec.data.world_truth import NAME, TASKS, best_auc
 from prismrec.embeddings.sets import EmbeddingSpec
@@ -70,6 +71,7 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
         UserError: the recipe does not fit the data.
     """
     torch.set_num_threads(threads)
+    fit_statistics(recipe)
     source, record, began = open_data(recipe.data.path), Record(), time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -94,6 +96,13 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
         "steps": outcome.steps,
         "commit": commit(),
     }
+
+
+def fit_statistics(recipe: Recipe) -> None:
+    """Write what the recipe's numbers need of the training rows, where it says, unless it is there."""
+    out = recipe.features.statistics
+    if out is not None and not Path(out).exists():
+        write_statistics(fit_numbers(recipe, open_data(recipe.data.path)), Path(out))
 
 
 def _kept(study: Study, record: Record, outcome: Outcome, chosen: int) -> dict[str, float]:
