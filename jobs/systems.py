@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prismrec.config import Recipe, UserError, load
+from prismrec.data.encode.copies import named_files
 from prismrec.data.schema import DataSchema
 from prismrec.data.source import read_schema
 from prismrec.data.world import world_schema
@@ -46,7 +47,8 @@ class SystemSize:
         system: the system.
         recipe: path of the recipe.
         dense: parameters that every rank holds.
-        table: numbers in the tables; None where the size of the data is not known.
+        table: numbers in the tables; None, like `dense`, where the size of the data is not known or a
+            file that ids or numbers are read by is not there.
     """
 
     system: System
@@ -108,6 +110,11 @@ SYSTEMS: tuple[System, ...] = (
         "mnse",
         "numbers by their digits in several numeral systems, below a DCN-v2",
         "Pan et al., Ads recommendation in a collapsed and entangled world, KDD 2024",
+    ),
+    System(
+        "semantic_ids",
+        "a DCN-v2 whose items have rows of their codes' prefixes beside their own",
+        "prefix n-grams of semantic ids, arXiv:2504.02137",
     ),
     System(
         "ranknet",
@@ -178,7 +185,10 @@ def sizes(name: str, data: Path | None = None) -> Iterator[SystemSize]:
         for system in SYSTEMS:
             recipe = load(folder / f"{system.name}.toml")
             schema = _schema_of(recipe, name, data)
-            dense, table = (None, None) if schema is None else parameters(recipe, schema)
+            if schema is None or not _has_files(recipe):
+                dense = table = None
+            else:
+                dense, table = parameters(recipe, schema)
             yield SystemSize(system, f"jobs/recipes/{name}/{system.name}.toml", dense, table)
 
 
@@ -189,6 +199,13 @@ def parameters(recipe: Recipe, schema: DataSchema) -> tuple[int, int]:
     dense = sum(math.prod(each.shape) for each in model.parameters())
     table = sum(each.rows * sum(s.dim for s in spec.sets_of(each)) for each in spec.tables)
     return dense, table
+
+
+def _has_files(recipe: Recipe) -> bool:
+    """Whether the files are there that the recipe's ids and numbers are read by."""
+    return all(
+        "://" in each.path or Path(each.path).is_file() for each in named_files(recipe).values()
+    )
 
 
 def _schema_of(recipe: Recipe, name: str, data: Path | None) -> DataSchema | None:

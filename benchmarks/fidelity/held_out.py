@@ -30,8 +30,8 @@ SHARE = 0.2
 SEED = 20220504
 WIDTH = 64
 """Of the vectors made from histories."""
-FITS: Mapping[str, Fit] = {"": Fit(sizes=(64, 64, 64)), "-vae": Fit("rq_vae", (64, 64, 64))}
-"""How codes are fitted, by the end of their file's name."""
+FIT = Fit(sizes=(64, 64, 64))
+"""How codes are fitted."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class HeldOutVideos(Prepared):
                 _add_column(base, directory, "video_id")
                 history = directory / "_vectors" / "history"
                 _write_vectors(history, *history_vectors(rows["user_id"], rows["watch_seq"]))
-                _write_codes(directory, {"history": history}, ("", "-vae"))
-                third = {path.name: path for path in sorted((base / "_vectors").glob("*"))}
-                _write_codes(directory, third, ("",))
+                published = base / "_vectors" / "twotower"
+                _write_codes(directory, {"history": history, "twotower": published})
         return out
 
 
@@ -74,7 +73,7 @@ class HeldOutWorld(World):
                 _add_column(base, directory, "item_id")
                 truth = directory / "_vectors" / "truth"
                 _write_vectors(truth, items["item_id"].to_numpy(), vectors)
-                _write_codes(directory, {"truth": truth}, ("",))
+                _write_codes(directory, {"truth": truth})
                 (directory / "_truth").symlink_to((base / "_truth").resolve())
         return out
 
@@ -138,14 +137,12 @@ def _write_vectors(directory: Path, ids: np.ndarray, vectors: np.ndarray) -> Non
     writer.close()
 
 
-def _write_codes(directory: Path, sources: Mapping[str, Path], ends: tuple[str, ...]) -> None:
+def _write_codes(directory: Path, sources: Mapping[str, Path]) -> None:
     """Codes of each source, and those of the first dealt out to its items at random."""
     for name, vectors in sources.items():
-        for end in ends:
-            make_semantic_ids(vectors, directory / "_codes" / f"{name}{end}.parquet", FITS[end])
+        make_semantic_ids(vectors, directory / "_codes" / f"{name}.parquet", FIT)
+    table = pq.read_table(directory / "_codes" / f"{next(iter(sources))}.parquet")
+    codes = np.stack([table[f"code_{level}"].to_numpy() for level in range(3)], axis=1)
+    codes = codes[np.random.default_rng(SEED).permutation(len(codes))]
     dealt = directory / "_codes" / "dealt.parquet"
-    if not dealt.exists():
-        table = pq.read_table(directory / "_codes" / f"{next(iter(sources))}.parquet")
-        codes = np.stack([table[f"code_{level}"].to_numpy() for level in range(3)], axis=1)
-        codes = codes[np.random.default_rng(SEED).permutation(len(codes))]
-        write_codes(dealt, table["id"].to_numpy(), codes, (64, 64, 64), {"codebooks": "dealt"})
+    write_codes(dealt, table["id"].to_numpy(), codes, FIT.sizes, {"codebooks": "dealt"})

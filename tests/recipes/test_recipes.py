@@ -16,6 +16,7 @@ from prismrec.embeddings.jagged import SetSequence, newest_first
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec, SequenceLookup
 from prismrec.models import Assembly, Inputs, spec_of
 from prismrec.train.model import build_train_model
+from tests.recipes.codes import drawn_codes
 from tests.recipes.kuairand import write_small_kuairand
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
@@ -42,7 +43,7 @@ SCHEMAS: dict[str, Callable[[Path], DataSchema]] = {
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
-    recipe = load(path)
+    recipe = load(path, drawn_codes(path, tmp_path))
     assert recipe.data.path in SCHEMAS, f"say in SCHEMAS what lies at {recipe.data.path}"
     schema = SCHEMAS[recipe.data.path](tmp_path)
     spec = spec_of(recipe, schema)

@@ -38,6 +38,7 @@ from prismrec.data.world_truth import (
     write_truth,
     zipf_cumulative,
 )
+from prismrec.data.world_vectors import write_vectors
 from prismrec.data.write import (
     GROUPS_OF_SMALL_DATA,
     MIN_GROUP_ROWS,
@@ -69,7 +70,7 @@ def write_world(
     options: WorldOptions | None = None,
     progress: Progress | None = None,
 ) -> DataSchema:
-    """Write a world of exactly `rows` exposures over `days` days; the truth lies beside it.
+    """Write a world of exactly `rows` exposures over `days` days; truth and vectors lie beside it.
 
     The same arguments give the same bytes. Memory does not grow with the rows but for the users'
     histories and the pairs of user and item seen: about 1 GiB at 10 million rows.
@@ -101,6 +102,7 @@ def write_world(
         write_parts(directory, tables, schema, rows_per_group=group)
         about = {"rows": rows, "days": days, "seed": seed}
         write_truth(directory, truth, options, world.state.interest, about)
+        write_vectors(directory, truth, seed)
     return schema
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from prismrec.config import UserError
 from prismrec.data.schema import FILE_NAME, Column, DataSchema
+from prismrec.data.semantic.vectors import open_vectors
 from prismrec.data.source import open_data
 from prismrec.data.world import SLOT_S, write_world
 from prismrec.data.world_truth import NUMERIC, WorldOptions, best_auc, repeat_effect
+from prismrec.data.world_vectors import NOISE
 from prismrec.data.write import write_table
 from tests.unit.world.conftest import DAYS, ROWS, SEED
 
@@ -306,3 +308,21 @@ def test_a_world_replaces_a_world_and_an_interrupt_leaves_the_old_one(tmp_path: 
     write_world(tmp_path / "w", 64, 1, 2)
     assert digest(tmp_path / "w") != before
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_vectors_are_those_of_the_truth_with_noise(
+    world: Path, truth: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    """Everyone has one, and it is new only in its noise; the same world gives the same bytes."""
+    for name, column, width in (("items", "vector", 8), ("users", "first_interest", 8)):
+        opened = open_vectors(world / "_vectors" / name)
+        ids, vectors = (np.concatenate(each) for each in zip(*opened.blocks(), strict=True))
+        true = np.stack(truth[name][column].to_numpy())
+        assert ids.tolist() == list(range(len(true)))
+        assert vectors.shape == (len(true), width)
+        noise = vectors - true
+        assert noise.std() / true.std() == pytest.approx(NOISE, rel=0.1)
+        assert abs((noise * true).mean()) < 0.02 * true.var()
+    write_world(tmp_path / "again", ROWS, DAYS, SEED)
+    parts = (place / "_vectors/items/part-00000.parquet" for place in (world, tmp_path / "again"))
+    assert len({part.read_bytes() for part in parts}) == 1
