@@ -67,11 +67,14 @@ def _time_problems(sequence: SequenceFeature, time: str | None) -> Iterator[str]
         yield "times: `gaps` say the same; give one of the two"
     if sequence.times and time is None:
         yield "times: features.time has to name the column with the time of a row; or give `gaps`"
+    # Not which keys are given: a resolved recipe gives them all.
+    fields = SequenceFeature.model_fields
+    given = {key for key in fields if getattr(sequence, key) != fields[key].default}
     if not sequence.has_gaps:
         for key in ("buckets", "num_buckets"):
-            if key in sequence.model_fields_set:
+            if key in given:
                 yield f"{key}: no column tells when a behaviour was; give `gaps` or `times`"
-    if not sequence.times and "time_unit" in sequence.model_fields_set:
+    if not sequence.times and "time_unit" in given:
         yield "time_unit: it is that of `times`, which are not given; leave it out"
 
 

@@ -209,15 +209,12 @@ class InferenceModel:
         count: int,
     ) -> Tensor:
         """Vectors (T, W) of a sequence's behaviours in one set."""
-        parts = [
-            self._lookup.vectors(
-                self._spec.table_of(each.target).name, of_set.name, columns[each.key]
-            )
-            .view(count, -1, of_set.dim)
-            .sum(1)
-            for each in lookup.behaviours
-            if of_set.covers(each.target)
-        ]
+        parts = []
+        for each in lookup.behaviours:
+            if of_set.covers(each.target):
+                table = self._spec.table_of(each.target)
+                rows = self._lookup.vectors(table.name, of_set.name, columns[each.key])
+                parts.append(rows.view(count, table.rows_per_id, of_set.dim).sum(1))
         return torch.cat(parts, 1) if parts else torch.zeros(count, 0)
 
     def _domain(self, arrays: Mapping[str, pa.Array]) -> Tensor | None:
