@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,14 @@ def test_codebooks_of_other_vectors_or_damaged(tmp_path: Path, vectors: Path) ->
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"books.safetensors: its SHA-256 is not the one it says"):
         Codebooks.load(path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", FITS)
+def test_a_fit_on_cuda_is_as_good(vectors: Path, method: str) -> None:
+    opened, errors = open_vectors(vectors), []
+    for device in ("cpu", "cuda"):
+        fitted = fit_codebooks(opened, replace(FITS[method], device=device))
+        errors.append(code_all(opened, fitted)[2]["error"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)

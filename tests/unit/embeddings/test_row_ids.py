@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from prismrec.config import UserError
 from prismrec.config.embedding import TableOptions
-from prismrec.config.ids import HashedIds, IdOptions, QuotientRemainderIds
+from prismrec.config.ids import HashedIds, IdOptions, QuotientRemainderIds, SemanticIds
 from prismrec.data.encode.encoders import DirectEncoder, TableRows, VocabularyEncoder
 from prismrec.data.encode.ids import NULL_ID
+from prismrec.data.encode.semantic import semantic_segments
 from prismrec.data.encode.tables import IdTable
+from prismrec.data.semantic.files import write_codes
 from prismrec.data.vectors import VectorFiles
 from prismrec.embeddings.imported import Fit, imported_rows
 from prismrec.embeddings.row_ids import (
@@ -117,6 +120,39 @@ def test_tables_whose_ids_share_rows_match_only_as_a_whole() -> None:
     other = _ids(q=QuotientRemainderIds(kind="quotient_remainder", divisor=4))
     assert align((folded, "q"), (folded, "q"))[0] is not None
     assert align((folded, "q"), (other, "q"))[0] is None
+
+
+def _codes(path: Path, items: int, codebooks: str = "a") -> str:
+    """Codes of some items; those of an item do not depend on how many there are."""
+    codes = np.random.default_rng(0).integers(0, 4, (20, 2))[:items].astype(np.int32)
+    write_codes(path, np.arange(items), codes, (4, 4), {"codebooks": codebooks})
+    return str(path)
+
+
+def _semantic(path: str, **options: Any) -> TableIds:
+    ids = SemanticIds(kind="semantic", path=path, **options)
+    segments = semantic_segments(ids, "code")
+    rows = TableRows(sum(each.rows for each in segments))
+    return TableIds({"code": IdTable("code", TableOptions(ids=ids), None, rows, len(segments))})
+
+
+def test_rows_of_codes_stay_where_items_are_added(tmp_path: Path) -> None:
+    """With all grams numbered, and the same codebooks; a hash is that of the table's name."""
+    few, more = _codes(tmp_path / "few.parquet", 6), _codes(tmp_path / "more.parquet", 20)
+    other = _codes(tmp_path / "other.parquet", 20, "b")
+
+    def matches(first: TableIds, second: TableIds) -> bool:
+        return align((first, "code"), (second, "code"))[0] is not None
+
+    for options in ({"numbering": "all"}, {"numbering": "all", "max_rows": 5}):
+        assert matches(_semantic(few, **options), _semantic(more, **options))
+        assert not matches(_semantic(few, **options), _semantic(other, **options))
+    assert matches(_semantic(few), _semantic(few))
+    assert not matches(_semantic(few), _semantic(more)), "grams of the file are numbered in order"
+    assert not matches(
+        _semantic(few, numbering="all"), _semantic(few, numbering="all", form="level")
+    )
+    assert _semantic(few).row_ids("code") is None, "ids share rows: none can be named by its id"
 
 
 def _files(tmp_path: Path, columns: dict[str, object], group: int = 2) -> VectorFiles:

@@ -182,7 +182,8 @@ def semantic_encoder(options: SemanticIds, rows: TableRows, table: str) -> Seman
         places[:, gram] = _places(segment, codes, facts, table)
     digest = hashlib.sha256(content).hexdigest()
     seen = digest if options.numbering == "seen" else ""
-    meaning = f"{facts.codebooks}/{facts.sizes}/{seen}/{table}"
+    seed = table if any(each.is_hashed for each in segments) else ""
+    meaning = f"{facts.codebooks}/{facts.sizes}/{seen}/{seed}"
     return SemanticEncoder(rows, segments, ids, places, digest, meaning)
 
 
