@@ -19,6 +19,7 @@ from prismrec.data.encode.copies import copied_files, copy_files, file_digests, 
 from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.encode.numbers.encoders import NumberEncoder
 from prismrec.data.encode.numbers.similarity import similarity_source
+from prismrec.data.encode.numbers.vectors import known_vectors
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.fit_numbers import fit_numbers
 from prismrec.data.schema import Column
@@ -216,6 +217,18 @@ def test_vectors_are_copied_with_a_run(place: Path, tmp_path: Path) -> None:
         UserError, match=r"near.similarity.left.vectors: .*users.npz was changed while"
     ):
         copy_files(chosen, run, digests)
+
+
+@pytest.mark.parametrize("type_", [np.float32, np.float16])
+def test_arrays_of_float32_are_read_where_they_lie(tmp_path: Path, type_: Any) -> None:
+    values = np.random.default_rng(0).normal(size=(20_000, 3)).astype(type_)
+    np.save(tmp_path / "v.npy", values)
+    found = known_vectors(str(tmp_path / "v.npy"), "key")
+    assert isinstance(found.vectors, np.memmap) == (type_ == np.float32)
+    assert found.vectors.tolist() == values.astype(np.float32).tolist()
+    lengths = np.linalg.norm(values.astype(np.float64), axis=1)
+    np.testing.assert_allclose(found.lengths, lengths, rtol=1e-12)
+    assert found.rows_of(np.array([19_999, 20_000, 0])).tolist() == [19_999, -1, 0]
 
 
 def test_a_changed_file_is_read_anew(place: Path) -> None:

@@ -10,13 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prismrec.config import UserError
 from prismrec.data.encode.ids import Ints
 from prismrec.data.encode.numbers.quantise import Doubles
 from prismrec.data.rows import Floats
-from prismrec.data.semantic.vectors import open_vectors
+from prismrec.data.semantic.vectors import ItemVectors, open_vectors
 
 _KEPT_FILES = 8
 NO_VECTOR = -1
@@ -29,7 +28,7 @@ class KnownVectors:
     Args:
         ids: (n,) the ids that have one, rising.
         places: (n,) the row of each in `vectors`.
-        vectors: (n, D) float32, finite.
+        vectors: (n, D) float32, finite; a `.npy` of this type is read where it lies.
         lengths: (n,) length of each.
     """
 
@@ -85,9 +84,28 @@ def one_file(path: str) -> str:
 def _read(path: str, changed: int, size: int) -> KnownVectors:
     """The vectors of a file as it was when it was last changed, so that a new file is read anew."""
     found = open_vectors(Path(path))
-    blocks = list(found.blocks())
-    ids: Ints = np.concatenate([ids for ids, _ in blocks])
-    vectors: NDArray[np.float32] = np.concatenate([vectors for _, vectors in blocks])
+    ids, lengths = np.empty(found.num_rows, np.int64), np.empty(found.num_rows)
+    vectors, is_mapped = _room(path, found)
+    first = 0
+    for some, block in found.blocks():
+        here = slice(first, first + len(some))
+        ids[here] = some
+        lengths[here] = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        if not is_mapped:
+            vectors[here] = block
+        first = here.stop
     order = np.argsort(ids, kind="stable")
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     return KnownVectors(ids[order], order, vectors, lengths)
+
+
+def _room(path: str, found: ItemVectors) -> tuple[Floats, bool]:
+    """The vectors themselves where the file can stand for memory, else room for them.
+
+    Returns:
+        (n, D), and whether it is the file.
+    """
+    if path.endswith(".npy"):
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if mapped.dtype == np.float32:
+            return mapped, True
+    return np.empty((found.num_rows, found.width), np.float32), False
