@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prismrec.config import load
+from prismrec.config import from_dict, load
+from prismrec.config.load import dump
 from prismrec.data.schema import DataSchema
 from prismrec.data.world import write_world
 from prismrec.embeddings.collection import physical_tables
@@ -79,6 +80,12 @@ def _behaviours(spec: EmbeddingSpec, sequence: SequenceLookup) -> SetSequence:
     ]
     intervals = torch.arange(5) if sequence.intervals else None
     return SetSequence(offsets, newest_first(offsets, 5), intervals, behaviours)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_resolved_recipe_reads_back_as_itself(path: Path) -> None:
+    recipe = load(path)
+    assert from_dict(dump(recipe)) == recipe
 
 
 def test_there_are_recipes() -> None:
