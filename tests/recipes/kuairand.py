@@ -30,6 +30,8 @@ def write_small_kuairand(out: Path) -> DataSchema:
     pc.write_csv(_users(random), source / "user_features_pure.csv")
     pc.write_csv(_videos(random), source / "video_features_basic_pure.csv")
     pq.write_table(_histories(random), source / "histories_4_09_to_4_24.parquet")
+    ids, vectors = np.arange(5, VIDEOS), random.normal(size=(VIDEOS - 5, 8)).astype(np.float32)
+    np.savez(source / "item_vectors_graph.npz", item_ids=ids, item_vectors=vectors)
     return kuairand.prepare(source, out)
 
 

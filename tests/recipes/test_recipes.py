@@ -22,6 +22,8 @@ from tests.recipes.kuairand import write_small_kuairand
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if path.name != "base.toml")
+BUILT = [path for path in RECIPES if path.stem != "kuairand_production"]
+"""Recipes that need no fitted file; the other one has tests of its own."""
 
 
 def world(place: Path) -> DataSchema:
@@ -42,7 +44,7 @@ SCHEMAS: dict[str, Callable[[Path], DataSchema]] = {
 """What makes the schema of a recipe's `data.path`."""
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", BUILT, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
     recipe = load(path, drawn_codes(path, tmp_path))
     assert recipe.data.path in SCHEMAS, f"say in SCHEMAS what lies at {recipe.data.path}"
