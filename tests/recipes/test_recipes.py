@@ -64,6 +64,7 @@ def test_a_shipped_recipe_builds_its_model(path: Path, tmp_path: Path) -> None:
         sets=assembly.sets(sets),
         linear=assembly.linear(sets),
         dense=torch.randn(2, len(recipe.features.numeric)),
+        domain=torch.tensor([0, 1]) if recipe.features.domain else None,
         sequences=assembly.sequences(sets, [_behaviours(spec, each) for each in spec.sequences]),
     )
     logits, _ = parts.leaf.ranker.model(inputs)
