@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -109,6 +111,14 @@ CASES: dict[str, tuple[object, Fields]] = {
             **SMALL,
         ),
         fields((4, 4, 4), 3),
+    ),
+    "stem of levels": (
+        STEM(name="stem", shared_experts=2, num_layers=2, **SMALL),
+        replace(fields((4, 4, 4), 3), tasks=("t0", "t1", "t0")),
+    ),
+    "ple of levels": (
+        PLE(name="ple", shared_experts=1, specific_experts=1, **SMALL),
+        replace(fields((4,), 3), tasks=("t0", "t1", "t0")),
     ),
     "stem_al": (STEMAL(name="stem_al", **SMALL), fields((4, 4), 3)),
     "stem_al of the second": (

@@ -173,6 +173,22 @@ def test_tasks_of_a_group_share_a_set():
         assert zero(found[f"set {other}"])
 
 
+def test_the_level_of_a_task_reads_and_moves_what_the_task_does():
+    """A task with two logits, as under JRC, has one set and one group of experts."""
+    section, shapes = CASES["stem of levels"]
+    model, inputs = built(section, shapes), drawn(shapes)
+    for logit, own, other in ((0, 0, 1), (2, 0, 1), (1, 1, 0)):
+        found = reached(model, inputs, logit)
+        assert moved(found[f"set {own}"], found["set 2"])
+        assert zero(found[f"set {other}"])
+    section, shapes = CASES["ple of levels"]
+    model, inputs = built(section, shapes), drawn(shapes)
+    for logit, own, other in ((0, 0, 1), (2, 0, 1), (1, 1, 0)):
+        experts = experts_reached(model, inputs, logit, depth=1)
+        assert moved(experts[own], experts[2])
+        assert zero(experts[other])
+
+
 @pytest.mark.parametrize("gate_input", ["sum", "projected"])
 @pytest.mark.parametrize("reads_main", [True, False])
 def test_auxiliary_tasks_never_move_the_main_table(gate_input, reads_main):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prismrec.config import UserError
 from prismrec.config.models.decorrelation import Correlation, Covariance
@@ -21,7 +21,12 @@ from prismrec.config.models.multitask import (
     MoE,
     SharedBottom,
 )
-from prismrec.models import MODELS, Inputs, build_model
+from prismrec.models import MODELS, Composition, Inputs, RankingModel, build_model
+from prismrec.models.experts import ExpertSpec
+from prismrec.models.extraction import LayerSpec
+from prismrec.models.gates import GateSpec
+from prismrec.models.interactions import BiInteraction, Interaction
+from prismrec.models.mixture import MixtureSpec
 from tests.unit.models.multitask_cases import (
     CASES,
     ONE,
@@ -187,3 +192,54 @@ def test_stacked_experts_start_apart():
                 assert apart > 0.1, name
                 bound = (6 / sum(parameter.shape[1:])) ** 0.5
                 assert 0.8 * bound < parameter.abs().max() <= bound, name
+
+
+def test_a_set_reaches_only_the_experts_bound_to_it():
+    section, shapes = CASES["hetero_me listed"]
+    model, inputs = built(section, shapes), drawn(shapes)
+
+    def experts(chosen: Inputs) -> list[Tensor]:
+        stacks = [model._stack(stack, chosen) for stack in model.plan.stacks]
+        layer = model.branches[0].extraction.layers[0].experts
+        outputs = layer.stacked(stacks)
+        return [outputs[layer.order.index(m)] for m in range(5)]
+
+    sets = [x.detach().clone() for x in inputs.sets]
+    sets[0] += 0.5
+    before, after = experts(inputs), experts(replace(inputs, sets=sets))
+    on_first = (True, False, False, False, True)
+    for was, now, is_bound in zip(before, after, on_first, strict=True):
+        assert torch.equal(was, now) != is_bound
+
+
+class _Summed(Interaction):
+    """The sum of an FM's products, one number whatever the width."""
+
+    out_dim = 1
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.products = BiInteraction(dim)
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.products(X).sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class FieldSums:
+    def build(self, num_fields: int, dim: int, copies: int | None) -> _Summed:
+        return _Summed(dim)
+
+
+def test_added_fms_without_layers_are_one_wider_fm():
+    """Without a non-linearity between interaction and merge, several sets are one set."""
+    plain = fields((4, 8), 1, num_dense=0)
+    products = (FieldSums(),)
+    experts = tuple(ExpertSpec(m, products) for m in range(2))
+    layer = LayerSpec(experts, GateSpec("sum"))
+    model = RankingModel(Composition((MixtureSpec((layer,)),)), plain).double()
+    nn.init.ones_(model.branches[0].tower.head.weight)
+    inputs = drawn(plain)
+    wide = torch.cat(inputs.sets, -1)
+    pairs = sum((wide[:, i] * wide[:, j]).sum(-1) for i in range(3) for j in range(i))
+    assert_close(model(inputs)[0][:, 0], pairs)
