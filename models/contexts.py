@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from prismrec.models.inputs import SetShape
 from prismrec.models.interactions import flatten
 from prismrec.models.layers import LayerNorm, Linear
 from prismrec.models.sources import SourcePlan, Take, by_shape
@@ -39,10 +40,12 @@ class ContextSpec:
     shared: int | None = None
     width: int = 64
 
-    @property
-    def read(self) -> set[int]:
-        """The sources that it reads."""
-        return {*self.sources} | ({self.shared} if self.shared is not None else set())
+    def together(self, shapes: Sequence[SetShape]) -> list[tuple[int, ...]]:
+        """The sources that it reads at once."""
+        shared = () if self.shared is None else (self.shared,)
+        if self.kind == "own":
+            return [self.sources, *([shared] if shared else [])]
+        return list(by_shape(shapes, (*self.sources, *shared)))
 
 
 PROJECTED = ContextSpec()
@@ -142,7 +145,7 @@ class Own(Context):
         super().__init__()
         self.take_own = Take(plan, own)
         self.take_shared = None if shared is None else Take(plan, (shared,))
-        if self.take_shared is not None and self.take_shared.stack != self.take_own.stack:
+        if shared is not None and plan.shapes[shared] != plan.shapes[own[0]]:
             raise ValueError(
                 f"a gate adds sources of one shape, got {plan.shapes[own[0]]} and "
                 f"{plan.shapes[shared or 0]}; use the context 'own_projected'"

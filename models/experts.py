@@ -102,6 +102,12 @@ def plan_groups(
     ]
 
 
+def read_by_experts(experts: Sequence[ExpertSpec], plan: SourcePlan) -> list[tuple[int, ...]]:
+    """The sources that experts read at once: those of each group, and what stands beside them."""
+    plans = plan_groups(experts, plan.shapes, plan.beside)
+    return [read for each in plans for read in (each.set_indices, each.beside) if read]
+
+
 class ExpertGroup(nn.Module):
     """M experts of equal structure, each with weights of its own, run as one.
 

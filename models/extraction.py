@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from prismrec.models.experts import Experts, ExpertSpec
+from prismrec.models.contexts import ContextSpec
+from prismrec.models.experts import Experts, ExpertSpec, read_by_experts
 from prismrec.models.gates import SOFTMAX, GateSpec, build_gate, mix
 from prismrec.models.inputs import Inputs, SetShape
 from prismrec.models.routing import EVERYONE, Routing, everything
@@ -38,9 +39,17 @@ class LayerSpec:
     has_shared_stream: bool = False
 
     @property
-    def sources(self) -> set[int]:
-        """The sources that its experts and gates read."""
-        return {each.set_index for each in self.experts} | self.gate.context.read
+    def context(self) -> ContextSpec:
+        """What the gate reads: where it names no source, those of the experts."""
+        chosen = self.gate.context
+        read = tuple(sorted({each.set_index for each in self.experts}))
+        return chosen if chosen.sources else replace(chosen, sources=read)
+
+    def together(self, plan: SourcePlan) -> list[tuple[int, ...]]:
+        """The sources that experts or gates read at once."""
+        is_read = self.gate.kind in ("softmax", "elements")
+        of_gates = self.context.together(plan.shapes) if is_read else []
+        return read_by_experts(self.experts, plan) + of_gates
 
 
 class Layer(nn.Module):
@@ -75,10 +84,7 @@ class Layer(nn.Module):
         use = spec.routing.use or everything(num_readers, num_experts)
         keep = spec.routing.keep or everything(num_readers, num_experts)
         order = self.experts.order
-        gate = spec.gate
-        if gate.kind in ("softmax", "elements") and not gate.context.sources:
-            read = tuple(sorted({each.set_index for each in spec.experts}))
-            gate = replace(gate, context=replace(gate.context, sources=read))
+        gate = replace(spec.gate, context=spec.context)
         if gate.scores is not None:
             ordered = tuple(tuple(row[m] for m in order) for row in gate.scores)
             gate = replace(gate, scores=ordered)

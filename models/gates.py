@@ -222,7 +222,8 @@ def mix(experts: Tensor, gates: Tensor, keep: Tensor | None = None) -> Tensor:
 
 def _weighted(experts: Tensor, gates: Tensor) -> Tensor:
     if gates.dim() == 4:
-        return (gates * experts.transpose(0, 1).unsqueeze(1)).sum(2)
+        # Rows first, or the products would be laid out experts first and copied for the softmax.
+        return (gates * experts.transpose(0, 1).contiguous().unsqueeze(1)).sum(2)
     if gates.dim() == 2:
         return torch.einsum("rm,mbh->brh", gates, experts)
     return torch.einsum("brm,mbh->brh", gates, experts)

@@ -162,6 +162,7 @@ class MLP(nn.Module):
         norm: NormKind = "none",
     ) -> None:
         super().__init__()
+        self.copies = copies
         widths = [in_features, *hidden]
         self.out_dim = widths[-1]
         # Batch normalisation takes a bias out again: its gradient would be rounding noise, which
@@ -176,7 +177,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ([M,] B, in) to ([M,] B, out_dim); one (B, in) is read by all copies."""
         for linear, norm in zip(self.linears, self.norms, strict=True):
-            x = self.dropout(F.relu(norm(linear(x)), inplace=True))
+            # In place only on a tensor of its own: on a view, autograd would copy all of it.
+            is_shared = self.copies is not None and x.dim() == 2
+            x = self.dropout(F.relu(norm(linear(x)), inplace=not is_shared))
         return x
 
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from prismrec.models.decorrelation import Decorrelation, DecorrelationSpec
 from prismrec.models.domains import build_towers
-from prismrec.models.experts import Experts, ExpertSpec, GroupPlan
+from prismrec.models.experts import Experts, ExpertSpec, GroupPlan, read_by_experts
 from prismrec.models.extraction import Extraction, LayerSpec
 from prismrec.models.inputs import Fields, Inputs
 from prismrec.models.layers import IDENTITY, MLPSpec, widened
 from prismrec.models.numeric import numeric_fields
 from prismrec.models.sequence.base import SequenceSpec
 from prismrec.models.sequence.sources import SequenceVectors
-from prismrec.models.sources import SourcePlan, by_shape
+from prismrec.models.sources import SourcePlan, plan_sources
 from prismrec.models.towers import SharedTower, SumHead
 
 
@@ -42,10 +42,9 @@ class BranchSpec:
     merge: Literal["concat", "mean"] = "concat"
     tower: MLPSpec | None = IDENTITY
 
-    @property
-    def sources(self) -> set[int]:
-        """The sets that it reads."""
-        return {each.set_index for each in self.experts}
+    def together(self, plan: SourcePlan) -> list[tuple[int, ...]]:
+        """The sources that it reads at once."""
+        return read_by_experts(self.experts, plan)
 
     @property
     def readers(self) -> set[int]:
@@ -69,10 +68,9 @@ class MixtureSpec:
     decorrelation: DecorrelationSpec | None = None
     num_domains: int = 0
 
-    @property
-    def sources(self) -> set[int]:
-        """The sets that its lowest layer reads."""
-        return self.layers[0].sources
+    def together(self, plan: SourcePlan) -> list[tuple[int, ...]]:
+        """The sources that its lowest layer reads at once."""
+        return self.layers[0].together(plan)
 
     @property
     def readers(self) -> set[int]:
@@ -210,12 +208,12 @@ class RankingModel(nn.Module):
         super().__init__()
         self.wide = composition.wide
         self.first_order = FirstOrder(fields.num_dense if self.wide else 0, fields.num_tasks)
-        used = {source for branch in composition.branches for source in branch.sources}
         readers = {source for branch in composition.branches for source in branch.readers}
         self.sequences: SequenceVectors | None = None
         if composition.sequence is not None:
             self.sequences = SequenceVectors(composition.sequence, fields, readers)
-        self.plan = _plan(fields, used, {} if self.sequences is None else self.sequences.widths)
+        widths = {} if self.sequences is None else self.sequences.widths
+        self.plan = _plan(composition.branches, fields, widths)
         self.branches = nn.ModuleList(
             Branch(spec, self.plan, fields.num_tasks)
             if isinstance(spec, BranchSpec)
@@ -223,7 +221,11 @@ class RankingModel(nn.Module):
             for spec in composition.branches
         )
         self.numeric = nn.ModuleDict(
-            {str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m]) for m in sorted(used)}
+            {
+                str(m): numeric_fields(fields.numeric_specs, fields.set_dims[m])
+                for m in self.plan.sources
+                if m < len(fields.set_dims)
+            }
             if fields.num_dense
             else {}
         )
@@ -275,19 +277,24 @@ class RankingModel(nn.Module):
         return torch.cat(parts, 1).unflatten(1, (len(indices), -1)).transpose(0, 1)
 
 
-def _plan(fields: Fields, used: set[int], widths: dict[int, int]) -> SourcePlan:
+def _plan(
+    branches: Sequence[BranchSpec | MixtureSpec], fields: Fields, widths: dict[int, int]
+) -> SourcePlan:
     """The sets that are read, and behind all sets what is made of their sequences.
 
     Args:
+        branches: what reads them.
         fields: shapes of the inputs.
-        used: sets that some expert or gate reads.
         widths: by set, the width of what is made of the sequences.
     """
     beside = {m: len(fields.set_dims) + at for at, m in enumerate(widths)}
-    of_sets = by_shape(fields.set_shapes, used)
     shapes = (*fields.set_shapes, *((1, width) for width in widths.values()))
-    of_sequences = by_shape(shapes, beside.values())
-    return SourcePlan(shapes, (*of_sets, *of_sequences), beside)
+    plan = SourcePlan(shapes, (), beside)
+    together = [each for branch in branches for each in branch.together(plan)]
+    read = {source for each in together for source in each}
+    of_sets = plan_sources(shapes, read - set(beside.values()), together)
+    of_sequences = plan_sources(shapes, beside.values(), together)
+    return SourcePlan(shapes, (*of_sets.stacks, *of_sequences.stacks), beside)
 
 
 def _places(plans: Sequence[GroupPlan]) -> list[tuple[int, int]]:

@@ -1,14 +1,16 @@
 """Affine maps of the dense layers, by the fastest kernel there is for them.
 
 PyTorch hands float32 products on CPU to MKL, which on other makers' processors than its own runs
-at about half the speed of oneDNN's kernels (`benchmarks/results/train_step_notes.md`). bfloat16 products
-and CUDA take PyTorch's own way. Both sum in float32; only the order of the sums differs.
+at about half the speed of oneDNN's kernels (`benchmarks/results/train_step_notes.md`). Intel's own
+processors, bfloat16 products and CUDA take PyTorch's way. Both sum in float32; only the order of the
+sums differs.
 
 Notation: B batch, M copies.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,17 @@ from torch.autograd.function import once_differentiable
 
 _MIN_PRODUCTS = 1 << 22
 """Multiplications from which on the kernel's gain is larger than what calling it costs."""
+
+
+def is_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor is one of those that MKL is made for; False where nothing says so."""
+    try:
+        return "GenuineIntel" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
+_IS_INTEL = is_intel()
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,7 +56,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return bool(
-        x.device.type == "cpu"
+        not _IS_INTEL
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == weight.dim()
         and x.shape[-2] * weight.numel() >= _MIN_PRODUCTS

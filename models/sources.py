@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +51,25 @@ class SourcePlan:
         return count * dim
 
 
-def plan_sources(shapes: Sequence[SetShape], read: Iterable[int]) -> SourcePlan:
+def plan_sources(
+    shapes: Sequence[SetShape], read: Iterable[int], together: Sequence[Sequence[int]] = ()
+) -> SourcePlan:
     """Stack the sources that are read, those of equal shape together, by their first one.
 
     Args:
         shapes: shape of every source.
         read: the sources that some expert or gate reads, in any order.
+        together: sources that something reads at once. A stack holds those that are always read by
+            the same, so that none is cut: the gradient of a cut is a stack of zeros with a part in it.
     """
-    return SourcePlan(tuple(shapes), by_shape(shapes, read))
+    readers = {
+        source: tuple(number for number, each in enumerate(together) if source in each)
+        for source in sorted(set(read))
+    }
+    alike: dict[tuple[SetShape, tuple[int, ...]], list[int]] = {}
+    for source, of_source in readers.items():
+        alike.setdefault((shapes[source], of_source), []).append(source)
+    return SourcePlan(tuple(shapes), tuple(tuple(stack) for stack in alike.values()))
 
 
 def by_shape(shapes: Sequence[SetShape], sources: Iterable[int]) -> tuple[tuple[int, ...], ...]:
@@ -69,36 +81,49 @@ def by_shape(shapes: Sequence[SetShape], sources: Iterable[int]) -> tuple[tuple[
 
 
 class Take(nn.Module):
-    """Some sources of one shape, in any order, out of the stacks: a view where they are neighbours.
+    """Some sources of one shape, in any order, out of the stacks: a view where it can be one.
 
     Args:
         plan: how the sources are stacked.
-        sources: at least one, all of one stack; a source may come several times.
+        sources: at least one, all of one shape; a source may come several times.
 
     Raises:
         ValueError: the sources are of several shapes.
     """
 
-    rows: Tensor | None
-
     def __init__(self, plan: SourcePlan, sources: Sequence[int]) -> None:
         super().__init__()
-        places = [plan.place(source) for source in sources]
-        if len({stack for stack, _ in places}) > 1:
-            shapes = sorted({plan.shapes[source] for source in sources})
+        shapes = sorted({plan.shapes[source] for source in sources})
+        if len(shapes) > 1:
             raise ValueError(f"sources that are read together must have one shape, got {shapes}")
-        self.stack = places[0][0]
-        rows = [row for _, row in places]
-        self.first, self.count = rows[0], len(rows)
-        is_run = rows == list(range(self.first, self.first + self.count))
-        index = None if is_run else torch.tensor(rows)
-        self.register_buffer("rows", index, persistent=False)
+        places = [plan.place(source) for source in sources]
+        runs = [(stack, [row for _, row in run]) for stack, run in groupby(places, lambda p: p[0])]
+        self.stacks = [stack for stack, _ in runs]
+        self.pieces = nn.ModuleList(_Rows(rows, len(plan.stacks[stack])) for stack, rows in runs)
 
     def forward(self, stacks: Sequence[Tensor]) -> Tensor:
         """Map the stacks, (S, B, N, K) each, to the sources (len(sources), B, N, K)."""
-        stack = stacks[self.stack]
-        if self.rows is not None:
-            return stack.index_select(0, self.rows)
-        if self.count == len(stack):
+        pieces = [
+            piece(stacks[stack]) for piece, stack in zip(self.pieces, self.stacks, strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+class _Rows(nn.Module):
+    """Rows of a stack: itself, neighbours as a view, others as a copy."""
+
+    index: Tensor | None
+
+    def __init__(self, rows: list[int], height: int) -> None:
+        super().__init__()
+        self.first, self.count, self.is_whole = rows[0], len(rows), rows == list(range(height))
+        is_run = rows == list(range(self.first, self.first + self.count))
+        index = None if is_run else torch.tensor(rows)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, stack: Tensor) -> Tensor:
+        if self.is_whole:
             return stack
+        if self.index is not None:
+            return stack.index_select(0, self.index)
         return stack[self.first : self.first + self.count]

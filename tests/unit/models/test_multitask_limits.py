@@ -56,7 +56,7 @@ def test_mmoe_of_one_expert_is_shared_bottom_to_the_bit():
     bottom = built(SharedBottom(name="shared_bottom", **options), ONE)
     mmoe = copied(bottom, built(MMoE(name="mmoe", num_experts=1, **options), ONE))
     inputs = drawn(ONE)
-    stacks = [mmoe._stack(stack, inputs) for stack in mmoe.plan.stacks]
+    stacks = [mmoe._stack(stack, inputs, {}) for stack in mmoe.plan.stacks]
     mixes = [m.branches[0].extraction(stacks, inputs)[0] for m in (bottom, mmoe)]
     assert torch.equal(mixes[0].expand(-1, 2, -1), mixes[1])
     assert_close(bottom(inputs)[0], mmoe(inputs)[0], 1e-14)
@@ -199,7 +199,7 @@ def test_a_set_reaches_only_the_experts_bound_to_it():
     model, inputs = built(section, shapes), drawn(shapes)
 
     def experts(chosen: Inputs) -> list[Tensor]:
-        stacks = [model._stack(stack, chosen) for stack in model.plan.stacks]
+        stacks = [model._stack(stack, chosen, {}) for stack in model.plan.stacks]
         layer = model.branches[0].extraction.layers[0].experts
         outputs = layer.stacked(stacks)
         return [outputs[layer.order.index(m)] for m in range(5)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,25 @@ from torch import Tensor
 from prismrec.models import products
 from prismrec.models.interactions.cross import _Cross
 from prismrec.models.products import affine
+
+
+@pytest.fixture(autouse=True)
+def _on_another_makers_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_IS_INTEL", False)
+
+
+def test_processors_of_intel_take_the_way_of_pytorch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "intel").write_text("vendor_id\t: GenuineIntel\n")
+    (tmp_path / "other").write_text("vendor_id\t: AuthenticAMD\n")
+    assert products.is_intel(tmp_path / "intel")
+    assert not products.is_intel(tmp_path / "other")
+    assert not products.is_intel(tmp_path / "missing")
+    x, weight, _ = _inputs(None)
+    assert products._takes_onednn(x, weight)
+    monkeypatch.setattr(products, "_IS_INTEL", True)
+    assert not products._takes_onednn(x, weight)
 
 
 def _gradients(result: Tensor, inputs: list[Tensor]) -> list[Tensor]:
