@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.frappe.ours import recipe
 from benchmarks.frappe.page import page, verdict
-from benchmarks.frappe.setting import FIELDS, MODELS, PROGRAMS, SEEDS, grid
+from benchmarks.frappe.setting import DIM, FIELDS, MODELS, PROGRAMS, SEEDS, grid
 from benchmarks.frappe.study import Runs, chosen, finals, next_job
 from prismrec.models import build_model
 from tests.unit.models.vectors import covering_all
@@ -78,5 +78,5 @@ def test_every_model_has_a_recipe(model: str) -> None:
     assert built.seed == 2
     assert built.embedding.optimizer.learning_rate == job["table_rate"]
     assert built.train.optimizer.learning_rate == job["rate"]
-    fields = covering_all(len(FIELDS), 0, (12,), 1)
+    fields = covering_all(len(FIELDS), 0, (DIM,), 1)
     assert sum(each.numel() for each in build_model(built.model, fields).parameters()) > 0
