@@ -16,6 +16,7 @@ from prismrec.models.interactions.pairs import (
     FmFMSpec,
     FvFMSpec,
     FwFMSpec,
+    LowRankWeighted,
 )
 from prismrec.models.interactions.slots import FFMSpec, FieldAware, GroupedParts, GwPFMSpec
 
@@ -49,5 +50,6 @@ __all__ = [
     "InteractionSpec",
     "Layered",
     "LayeredSpec",
+    "LowRankWeighted",
     "flatten",
 ]

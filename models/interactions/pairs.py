@@ -21,6 +21,8 @@ from prismrec.models.products import affine
 
 _MATRIX_NOISE = 0.01
 """Standard deviation around the identity at which the matrices of pairs start."""
+_FACTOR_NOISE = 0.1
+"""Standard deviation of the factors of pairs' weights beyond the first, whose products are small."""
 
 
 def pairs_of(num_fields: int) -> Tensor:
@@ -83,6 +85,47 @@ class FieldWeighted(_Pairs):
         return (widened(met) * X).sum(-2)
 
 
+class LowRankWeighted(Interaction):
+    """`sum_{i<j} r_ij e_i * e_j` with `r_ij = sum_r c_r U_ri U_rj`, in O(rank N K).
+
+    `(sum_r c_r (sum_i U_ri e_i)^2 - sum_i (sum_r c_r U_ri^2) e_i^2) / 2`, sums in float32 at least. It
+    starts near r = 1: the first row of U is 1, the others a little noise.
+
+    Args:
+        num_fields: number N of fields.
+        dim: width K of a field's vector.
+        rank: number of rows of U.
+        copies: number M of stacked inputs, or None.
+
+    Attributes:
+        factors: U, ([M,] rank, N).
+        scales: c, ([M,] rank).
+    """
+
+    def __init__(self, num_fields: int, dim: int, rank: int, copies: int | None = None) -> None:
+        super().__init__()
+        self.out_dim = dim
+        self.factors = nn.Parameter(torch.empty(stacked_shape(copies, rank, num_fields)))
+        self.scales = nn.Parameter(torch.empty(stacked_shape(copies, rank)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """An FM that can leave it in every direction."""
+        nn.init.normal_(self.factors, std=_FACTOR_NOISE)
+        nn.init.ones_(self.scales)
+        with torch.no_grad():
+            self.factors[..., 0, :] = 1
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Map ([M,] B, N, K) to ([M,] B, K)."""
+        X = widened(X)
+        U, c = self.factors.to(X.dtype), self.scales.to(X.dtype)
+        sums = torch.einsum("...rn,...bnk->...brk", U, X)
+        pairs = torch.einsum("...r,...brk->...bk", c, sums.square())
+        of_self = torch.einsum("...r,...rn->...n", c, U.square())
+        return 0.5 * (pairs - torch.einsum("...n,...bnk->...bk", of_self, X.square()))
+
+
 class FieldVectorised(_Pairs):
     """`sum_{i<j} e_i * d_ij * e_j`, one vector per pair, starting at 1.
 
@@ -141,11 +184,21 @@ class FieldMatrixed(_Pairs):
 
 @dataclass(frozen=True, slots=True)
 class FwFMSpec:
-    """Asks for a `FieldWeighted`."""
+    """Asks for a `FieldWeighted`, or a `LowRankWeighted`.
 
-    def build(self, num_fields: int, dim: int, copies: int | None) -> FieldWeighted:
+    Args:
+        rank: of the weights of pairs, or None for a free weight for each pair.
+    """
+
+    rank: int | None = None
+
+    def build(
+        self, num_fields: int, dim: int, copies: int | None
+    ) -> FieldWeighted | LowRankWeighted:
         """The interaction for N = `num_fields` vectors of width K = `dim`."""
-        return FieldWeighted(num_fields, dim, copies)
+        if self.rank is None:
+            return FieldWeighted(num_fields, dim, copies)
+        return LowRankWeighted(num_fields, dim, self.rank, copies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def _layered(section: LayeredKind, fields: Fields, set_index: int) -> LayeredSpe
 _SPECS: dict[type, Callable[[Any, Fields, int], InteractionSpec]] = {
     FMKind: lambda section, fields, set_index: FMSpec(),
     FFMKind: _ffm,
-    FwFMKind: lambda section, fields, set_index: FwFMSpec(),
+    FwFMKind: lambda section, fields, set_index: FwFMSpec(section.rank),
     FvFMKind: lambda section, fields, set_index: FvFMSpec(),
     FmFMKind: lambda section, fields, set_index: FmFMSpec(),
     GwPFMKind: _gwpfm,

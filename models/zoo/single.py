@@ -67,7 +67,7 @@ def _pairwise(section: Pairwise, fields: Fields) -> Composition:
 _PAIRS: dict[str, Callable[[Any], AnyInteraction]] = {
     "fm": lambda section: FMKind(),
     "ffm": lambda section: FFMKind(),
-    "fwfm": lambda section: FwFMKind(),
+    "fwfm": lambda section: FwFMKind(rank=section.rank),
     "fvfm": lambda section: FvFMKind(),
     "fmfm": lambda section: FmFMKind(),
     "gwpfm": lambda section: GwPFMKind(kind="gwpfm", parts=section.parts, groups=section.groups),

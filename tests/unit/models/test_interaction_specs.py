@@ -57,6 +57,7 @@ NAMED = Fields(
         (FMKind(), FMSpec()),
         (FFMKind(), FFMSpec()),
         (FwFMKind(), FwFMSpec()),
+        (FwFMKind(rank=2), FwFMSpec(2)),
         (FvFMKind(), FvFMSpec()),
         (FmFMKind(), FmFMSpec()),
         (IPNNKind(), InnerProductsSpec(with_fields=True)),

@@ -24,6 +24,7 @@ from prismrec.models.interactions import (
     Interaction,
     InteractionSpec,
     LayeredSpec,
+    LowRankWeighted,
 )
 from prismrec.models.interactions.cin import CINSpec
 from tests.unit.models.vectors import E1, X2, assert_close, copy_of, drawn
@@ -42,6 +43,19 @@ def test_field_weights() -> None:
     assert _with(FieldWeighted(3, 2), [2, -1, 0.5])(E1).sum().item() == pytest.approx(-0.25)
     found = _with(FieldWeighted(4, 3), drawn((6,), 2, 3))(X2)
     assert_close(found, [[0.058, 0.166, -0.04], [0.166, -0.04, -0.01]])
+
+
+def test_field_weights_of_low_rank() -> None:
+    U, c = drawn((2, 4), 3, 4), torch.tensor([0.7, -1.2], dtype=torch.float64)
+    module = LowRankWeighted(4, 3, 2).double()
+    module.load_state_dict({"factors": U, "scales": c})
+    assert_close(module(X2).sum(1), [0.09602, 0.06156], 1e-10)
+    r = torch.einsum("r,ri,rj->ij", c, U, U)
+    full = _with(FieldWeighted(4, 3), torch.stack([r[i, j] for i, j in PAIRS]))
+    assert_close(module(X2), full(X2))
+    near = LowRankWeighted(4, 3, 3).double()(X2) - BiInteraction(3)(X2)
+    assert 0 < near.abs().max() < 1e-2
+    assert_close(LowRankWeighted(4, 3, 1).double()(X2), BiInteraction(3)(X2))
 
 
 def test_field_vectors() -> None:
@@ -201,6 +215,7 @@ def test_a_compressed_layer_is_weighted_pooling_over_all_pairs() -> None:
     ("spec", "dim"),
     [
         (FwFMSpec(), 6),
+        (FwFMSpec(rank=2), 6),
         (FvFMSpec(), 6),
         (FmFMSpec(), 6),
         (FFMSpec(), 6),
@@ -230,7 +245,15 @@ def test_copies_are_independent_modules(spec: InteractionSpec, dim: int) -> None
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 @pytest.mark.parametrize(
-    "spec", [FwFMSpec(), FmFMSpec(), GwPFMSpec((0, 1, 0), (0, 0, 1)), CINSpec((3,)), LayeredSpec()]
+    "spec",
+    [
+        FwFMSpec(),
+        FwFMSpec(rank=2),
+        FmFMSpec(),
+        GwPFMSpec((0, 1, 0), (0, 0, 1)),
+        CINSpec((3,)),
+        LayeredSpec(),
+    ],
 )
 def test_every_weight_has_a_gradient_whatever_the_batch(spec: InteractionSpec, rows: int) -> None:
     module = spec.build(3, 4, None)

@@ -42,6 +42,7 @@ SECTIONS = [
     DNN(name="dnn", hidden=HIDDEN),
     FFM(name="ffm", projection=5),
     FwFM(name="fwfm", projection=5),
+    FwFM(name="fwfm", projection=5, rank=2),
     FvFM(name="fvfm", projection=5),
     FmFM(name="fmfm", projection=5),
     GwPFM(name="gwpfm", projection=5, parts={"a": ("f0", "n1")}, groups={}),

@@ -46,7 +46,14 @@ class FFMKind(Section):
     kind: Literal["ffm"] = "ffm"
 
 
-class FwFMKind(Section):
+class RankOptions(Section):
+    """Weights of pairs of fields."""
+
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of the weights as a matrix over fields, for less work; each pair is free if not given."""
+
+
+class FwFMKind(RankOptions):
     """Products of all pairs of fields, each pair with a weight."""
 
     kind: Literal["fwfm"] = "fwfm"

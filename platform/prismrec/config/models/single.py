@@ -13,6 +13,7 @@ from prismrec.config.models.interactions import (
     LayeredName,
     LayeredOptions,
     PartOptions,
+    RankOptions,
 )
 
 
@@ -48,7 +49,7 @@ class FFM(Pairwise):
     name: Literal["ffm"]
 
 
-class FwFM(Pairwise):
+class FwFM(Pairwise, RankOptions):
     """Field-weighted FM: a weight for each pair of fields."""
 
     name: Literal["fwfm"]
