@@ -117,6 +117,11 @@ SYSTEMS: tuple[System, ...] = (
         "prefix n-grams of semantic ids, arXiv:2504.02137",
     ),
     System(
+        "see",
+        "similarities of vectors learnt elsewhere, as digits, below a DCN-v2",
+        "Pan et al., Ads recommendation in a collapsed and entangled world, KDD 2024",
+    ),
+    System(
         "ranknet",
         "a cross-entropy beside pairs of the whole batch, calibrated",
         "Lin et al., Understanding the ranking loss for recommendation with sparse user feedback, KDD 2024",

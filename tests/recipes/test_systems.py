@@ -16,6 +16,7 @@ from prismrec.jobs.systems import SYSTEMS, sizes
 from tests.helpers.runs import Start, Trained, alone, train_on
 from tests.recipes.codes import drawn_codes
 from tests.recipes.kuairand import write_small_kuairand
+from tests.recipes.vectors import with_drawn_vectors
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 FOLDERS = ("world", "kuairand")
@@ -58,7 +59,8 @@ def _recipe(folder: str, name: str, data: Path, steps: int) -> Recipe:
     overrides = [f"data.path='{data}'", *length, *SMALL]
     overrides += drawn_codes(path, data)
     has_dropout = hasattr(load(path).model, "dropout")  # ranks draw different units
-    return load(path, overrides + ["model.dropout=0.0"] * has_dropout)
+    recipe = load(path, overrides + ["model.dropout=0.0"] * has_dropout)
+    return with_drawn_vectors(recipe, data)
 
 
 def _world(place: Path) -> DataSchema:
