@@ -207,9 +207,11 @@ def parameters(recipe: Recipe, schema: DataSchema) -> tuple[int, int]:
 
 
 def _has_files(recipe: Recipe) -> bool:
-    """Whether the files are there that the recipe's ids and numbers are read by."""
+    """Whether the files are there that tell the rows of the recipe's tables; those of numbers do not."""
     return all(
-        "://" in each.path or Path(each.path).is_file() for each in named_files(recipe).values()
+        "://" in each.path or Path(each.path).is_file()
+        for name, each in named_files(recipe).items()
+        if name in recipe.embedding.tables
     )
 
 
