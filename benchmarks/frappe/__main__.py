@@ -15,13 +15,12 @@ from pathlib import Path
 
 from benchmarks.channel import ROOT
 from benchmarks.frappe.page import page
-from benchmarks.frappe.setting import PROGRAMS
-from benchmarks.frappe.study import go_on, next_job
+from benchmarks.frappe.study import complete, go_on, next_job
 from benchmarks.machine import machine
 
 
 def main() -> None:
-    """Do what is left; when nothing is, write `OUT.json` and `OUT.md`."""
+    """Do what is left; then write `OUT.json` and `OUT.md` of the models that are complete."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("out/frappe"))
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after these")
@@ -30,9 +29,9 @@ def main() -> None:
     runs = go_on(
         asked.data.resolve(), ROOT / "out" / "bench" / "frappe" / "runs.json", asked.seconds
     )
-    left = {program: next_job(runs, program) for program in PROGRAMS}
-    if any(left.values()):
-        print({program: len(done) for program, done in runs.items()}, "next:", left)
+    for program, done in runs.items():
+        print(f"{program}: {len(done)} runs done, next {next_job(runs, program)}")
+    if not complete(runs):
         return
     command = f"python -m benchmarks.frappe --out {asked.out}"
     document = {"command": command, "machine": machine(), "runs": runs}

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks.frappe import setting
-from benchmarks.frappe.study import Runs, chosen, finals, trials
+from benchmarks.frappe.study import Runs, chosen, complete, finals, trials
 from benchmarks.machine import sentence
 
 NAMES = {"ours": "ours", "fuxictr": "FuxiCTR"}
@@ -31,12 +31,16 @@ def verdict(runs: Runs, model: str) -> str:
 def page(document: dict[str, Any]) -> str:
     """Test results of the chosen rates, then what was tried on the validation rows."""
     runs: Runs = document["runs"]
+    done = complete(runs)
+    left = [model for model in setting.MODELS if model not in done]
     lines = [
         "# Frappe, beside FuxiCTR",
         "",
         f"`{document['command']}`, {sentence(document['machine'])}.",
         "",
         *_setting(),
+        *([""] if left else []),
+        *([f"**Not complete**: {', '.join(left)} are not done."] if left else []),
         "",
         "## Test rows",
         "",
@@ -45,7 +49,7 @@ def page(document: dict[str, Any]) -> str:
         "| model | AUC ours | AUC FuxiCTR | LogLoss ours | LogLoss FuxiCTR | AUC is |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for model in setting.MODELS:
+    for model in done:
         cells = [
             "{:.4f} ± {:.4f}".format(*spread_of(finals(runs, program, model), metric))
             for metric in ("test_auc", "test_logloss")
@@ -63,7 +67,7 @@ def page(document: dict[str, Any]) -> str:
         + " | epochs of the best |",
         "| --- " * (NUM_TRIALS + 3) + "|",
     ]
-    for model in setting.MODELS:
+    for model in done:
         for program, name in NAMES.items():
             best = chosen(runs, program, model) or {}
             tried = [

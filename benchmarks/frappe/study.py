@@ -50,6 +50,15 @@ def finals(runs: Runs, program: str, model: str) -> list[dict[str, Any]]:
     ]
 
 
+def complete(runs: Runs) -> list[str]:
+    """Models of which every run is done."""
+    return [
+        model
+        for model in MODELS
+        if all(len(finals(runs, program, model)) == len(SEEDS) for program in PROGRAMS)
+    ]
+
+
 def next_job(runs: Runs, program: str) -> Job | None:
     """The first run of a program that is not done."""
     for model in MODELS:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.frappe.ours import recipe
 from benchmarks.frappe.page import page, verdict
 from benchmarks.frappe.setting import DIM, FIELDS, MODELS, PROGRAMS, SEEDS, grid
-from benchmarks.frappe.study import Runs, chosen, finals, next_job
+from benchmarks.frappe.study import Runs, chosen, complete, finals, next_job
 from prismrec.models import build_model
 from tests.unit.models.vectors import covering_all
 
@@ -69,6 +69,17 @@ def test_the_page_has_means_spreads_and_every_trial() -> None:
     text = page({"command": "python -m it", "machine": machine, "runs": _complete(-0.0015)})
     assert "| fm | 0.9005 ± 0.0010 | 0.9020 ± 0.0010 | 0.2500 ± 0.0000 | " in text
     assert "| dcnv2 | FuxiCTR | 0.001: 0.9400 | 0.003: **0.9500** | 0.01: 0.9400 | 5 |" in text
+
+
+def test_a_page_of_some_models_says_which_are_missing() -> None:
+    runs = _complete(0.0)
+    runs["ours"] = [each for each in runs["ours"] if each["model"] != MODELS[-1]]
+    assert complete(runs) == list(MODELS[:-1])
+    facts = dict.fromkeys(("commit", "processor", "cores", "memory_gib", "python"), "x")
+    machine = {**facts, "flags": [], "versions": {}}
+    text = page({"command": "python -m it", "machine": machine, "runs": runs})
+    assert f"**Not complete**: {MODELS[-1]} are not done" in text
+    assert f"| {MODELS[-1]} |" not in text
 
 
 @pytest.mark.parametrize("model", MODELS)
