@@ -284,6 +284,19 @@ def test_a_merge_before_the_relu_would_be_a_wider_fm() -> None:
     assert (merged - wide).abs().max() > 1e-2
 
 
+def test_fms_that_meet_before_the_relu_move_their_tables_as_a_wider_fm_does() -> None:
+    first, second = (drawn((2, 4, 3), a, b).requires_grad_() for a, b in ((3, 1), (5, 4)))
+    wide = torch.cat([first, second], -1).detach().requires_grad_()
+    fm = FM(name="fm")
+    narrow = [logits(built(fm), fm, each) for each in (first, second)]
+    (narrow[0] + narrow[1] - FIRST_ORDER).square().sum().backward()
+    logits(built(fm, 6), fm, wide).square().sum().backward()
+    assert wide.grad is not None
+    for found, expected in zip((first, second), wide.grad.split(3, -1), strict=True):
+        assert found.grad is not None
+        assert_close(found.grad, expected)
+
+
 RECIPE = {
     "name": "parts",
     "data": {"path": "out/x"},

@@ -271,3 +271,45 @@ def test_widths_that_slots_do_not_divide_are_refused() -> None:
         GroupedParts((0, 1), (0, 0), 5)
     with pytest.raises(ValueError, match="each of 3 fields, got 2 parts and 3 groups"):
         GwPFMSpec((0, 1), (0, 0, 0)).build(3, 4, None)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FwFMSpec(),
+        FwFMSpec(rank=2),
+        FvFMSpec(),
+        FmFMSpec(),
+        FFMSpec(),
+        GwPFMSpec((0, 1, 0), (0, 0, 1)),
+        InnerProductsSpec(with_fields=True),
+        CINSpec((3, 2)),
+        LayeredSpec("weighted", "term", 3),
+        LayeredSpec("diagonal", "element", 3, "offdiag"),
+        LayeredSpec("projected", "layer", 3, "upper", "sum"),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+@pytest.mark.parametrize("copies", [None, 2])
+def test_gradients_are_those_of_finite_differences(
+    spec: InteractionSpec, copies: int | None
+) -> None:
+    torch.manual_seed(0)
+    module = spec.build(3, 2, copies).double()
+    shape = (2, 3, 2) if copies is None else (copies, 2, 3, 2)
+    X = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in module.named_parameters()]
+
+    def of(X: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (X,))
+
+    assert torch.autograd.gradcheck(of, (X, *module.parameters()))
+
+
+def test_the_scale_of_an_fm() -> None:
+    """Vectors of standard deviation s make a sum of P K products of deviation s^2."""
+    generator = torch.Generator().manual_seed(0)
+    X = 0.05 * torch.randn(4096, 39, 16, dtype=torch.float64, generator=generator)
+    found = BiInteraction(16)(X).sum(1).std().item()
+    assert found == pytest.approx((741 * 16) ** 0.5 * 0.05**2, rel=0.05)
+    assert found == pytest.approx(0.272, rel=0.05)

@@ -326,7 +326,15 @@ def test_a_model_of_sets_needs_a_set():
         (DCNv2(name="dcnv2", hidden=HIDDEN), (4, 4)),
         (DCNv2(name="dcnv2", hidden=HIDDEN, merge="gate", norm="batch"), (4, 8)),
         (DeepFM(name="deepfm", hidden=HIDDEN), (4,)),
+        (FFM(name="ffm"), (4,)),
+        (FwFM(name="fwfm", rank=2, projection=5), (4, 4)),
+        (FmFM(name="fmfm", projection=5), (4, 4)),
+        (GwPFM(name="gwpfm", parts={"a": ("f0", "n1")}, groups={}, merge="gate"), (4, 8)),
+        (IPNN(name="ipnn", hidden=HIDDEN), (4,)),
+        (XDeepFM(name="xdeepfm", hidden=HIDDEN, maps=(3, 2)), (4, 4)),
+        (PFE(name="pfe", hidden=HIDDEN, num_layers=3), (4, 4)),
     ],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_export_with_a_dynamic_batch_gives_the_eager_logits(section, set_dims):
     fields = covering_all(3, 2, set_dims, 2)
