@@ -25,6 +25,7 @@ MODELS = {
         "{name='att', dim=4, init_std=0.1, features=['item', 'category']}]",
         "model.sequence={kind='dare', attention='att', encoding='both', keep=2}",
     ),
+    "managed users": ("embedding.tables.user={ids='managed', rows=64}",),
     "two rows an id": (
         "embedding.tables.item={ids={kind='hash', hashes=2}, rows=11}",
         "embedding.track_touched=true",
@@ -59,6 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
         [
             *(start(f"{rows} 1", rows, *LENGTH) for rows in data),
             *(start(f"{name} 1", "full", *LENGTH, *more) for name, more in MODELS.items()),
+            start("bf16 1", "full", *LENGTH, "train.precision='bf16'"),
             *(
                 start(f"{end} begun", "full", *SHORT, *KINDS["table_wise"], directory=end)
                 for end in MOVES
@@ -137,3 +139,17 @@ def test_rows_that_behaviours_look_up_count_as_touched(runs: dict[str, Trained])
     found = [_state(runs[f"two rows an id {size}"])["item/wide/touched"] for size in (1, 2)]
     assert torch.equal(*found)
     assert (found[0] >= 1).all()
+
+
+def test_bf16_changes_little(runs: dict[str, Trained]) -> None:
+    assert runs["bf16 1"].losses == pytest.approx(runs["full 1"].losses, abs=2e-2)
+    assert runs["bf16 1"].losses != runs["full 1"].losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_foresees_the_memory_of_every_rank(runs: dict[str, Trained], kind: str) -> None:
+    log = runs[f"{kind} full 2"].log
+    (predicted,), (held,) = (
+        list(log[f"memory/{name}"].values()) for name in ("predicted_bytes", "table_bytes")
+    )
+    assert predicted == held > 0

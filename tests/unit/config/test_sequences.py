@@ -76,6 +76,13 @@ def test_a_set_that_only_weighs_is_read_by_no_expert() -> None:
     assert (fields.sequences[0].widths, fields.sequences[0].attention) == ((16,), 8)
 
 
+def test_models_of_one_set_may_have_another_that_only_weighs() -> None:
+    asked = recipe(
+        model=DARE | {"name": "mmoe", "hidden": [4], "num_experts": 2}, embedding={"sets": SETS}
+    )
+    assert fields_of(asked, spec_of(asked, SCHEMA)).sets == ("r",)
+
+
 @pytest.mark.parametrize(
     ("history", "match"),
     [

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from prismrec.config.models.sequence import SequenceKind
+from prismrec.config.embedding import EmbeddingSection, SetOptions
+from prismrec.config.models.sequence import SequenceKind, attention_set
 from prismrec.config.section import Section
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Common(Section):
 
     sequence: SequenceKind | None = None
     """What reads `features.sequences` for every expert: `"tim"`, or `{kind = "din", hidden = [64]}`."""
+
+    def expert_sets(self, section: EmbeddingSection) -> list[SetOptions]:
+        """The embedding sets that experts read: all but one that only weighs behaviours."""
+        weighing = attention_set(self.sequence)
+        return [each for each in section.resolved_sets if each.name != weighing]
 
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""

@@ -43,7 +43,7 @@ class Towered(DomainTowers):
 
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""
-        sets = [each.name for each in recipe.embedding.resolved_sets]
+        sets = [each.name for each in self.expert_sets(recipe.embedding)]
         problem = self.set_problem(sets, recipe.task_names)
         if problem is not None:
             yield problem
@@ -60,7 +60,7 @@ class Alike(Towered):
     def problems(self, recipe: Recipe) -> Iterator[str]:
         """Why the model does not go with the rest of the recipe, a sentence each, from the key on."""
         yield from super().problems(recipe)
-        sets = [each.name for each in recipe.embedding.resolved_sets]
+        sets = [each.name for each in self.expert_sets(recipe.embedding)]
         for name in self.interactions:
             if name not in sets:
                 yield f"model.interactions.{name}: no set is called that; {nearest(name, sets)}"
@@ -377,7 +377,7 @@ class DMoE(Heterogeneous):
 
 def _sum_problems(section: STEM | STEMAL, recipe: Recipe) -> Iterator[str]:
     """Sets of unequal shape whose vectors a gate would add."""
-    shapes = {(each.dim, each.features) for each in recipe.embedding.resolved_sets}
+    shapes = {(each.dim, each.features) for each in section.expert_sets(recipe.embedding)}
     if section.gate_input == "sum" and len(shapes) > 1:
         yield (
             "model.gate_input: 'sum' adds the vectors of a task's own and the shared set, which differ in "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prismrec.config import UserError
 from prismrec.config.models import BUILT_IN
 from prismrec.models import Fields, Inputs, RankingModel, SequenceInputs, SequenceShape, build_model
 from prismrec.models.sequence.sources import SequenceVectors
@@ -182,3 +183,55 @@ def test_two_sequences_stand_side_by_side() -> None:
     built(given)[0].sum().backward()
     for each in given.sequences:
         assert each.behaviours[0].grad.any()
+
+
+MULTITASK: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "shared_bottom": ((4,), {}),
+    "mmoe": ((4,), {"num_experts": 2}),
+    "ple": ((4,), {}),
+    "stem": ((4, 4, 4), {}),
+    "ame": ((4, 8), {}),
+    "crocodile": ((4, 4, 4), {"prior_set": "s2"}),
+}
+
+
+@pytest.mark.parametrize("name", MULTITASK)
+def test_experts_of_models_of_several_tasks_read_sequences(name: str) -> None:
+    dims, section = MULTITASK[name]
+    of = replace(fields(dims), tasks=("a", "b"))
+    built = model(of, name=name, sequence="tim", **section)
+    given = inputs(of, is_wide=False)
+    logits, losses = built(given)
+    (logits.square().sum() + sum(losses.values())).backward()
+    for key, parameter in built.named_parameters():
+        assert parameter.grad is not None, key
+    for m, of_set in enumerate(given.sequences[0].behaviours):
+        if name == "crocodile" and m == 2:  # only the gates read it
+            assert of_set.grad is None
+        else:
+            assert of_set.grad is not None
+            assert of_set.grad.any(1).all()
+
+
+def test_behaviours_in_a_set_of_one_task_learn_nothing_from_the_other() -> None:
+    """STEM: all forward, own task backward, through the sequence module too."""
+    of = replace(fields((4, 4, 4)), tasks=("a", "b"))
+    built = model(of, name="stem", sequence="tim")
+    own = [0, 1]
+    for task in own:
+        given = inputs(of, is_wide=False)
+        logits, _ = built(given)
+        logits[:, task].sum().backward()
+        grads = [each.grad for each in given.sequences[0].behaviours]
+        moved = [grad is not None and bool(grad.any()) for grad in grads]
+        assert sum(moved) == 2, moved  # the task's set and the shared one
+        if task == 0:
+            first = moved
+    assert first != moved
+
+
+@pytest.mark.parametrize("name", ["star", "esmm"])
+def test_models_with_heads_of_their_own_read_no_sequence(name: str) -> None:
+    section = BUILT_IN[name].model_validate({"name": name, "sequence": "tim"})
+    with pytest.raises(UserError, match=f"model.sequence: '{name}' has no expert with layers"):
+        build_model(section, replace(fields((4,)), num_domains=2))
