@@ -26,7 +26,7 @@ HIDDEN = (64, 32)
 DROPOUT = 0.2
 CROSS_LAYERS = 2
 MAPS = (8, 8)
-EPOCHS = 6
+EPOCHS = 8
 PATIENCE = 2
 SEEDS = (1, 2, 3)
 
@@ -43,6 +43,21 @@ def grid(program: str, model: str) -> list[dict[str, float]]:
 
 
 PROGRAMS = ("ours", "fuxictr")
+
+
+def facts() -> dict[str, Any]:
+    """All that runs must share to stand in one table."""
+    return {
+        "width": DIM,
+        "batch": BATCH,
+        "hidden": list(HIDDEN),
+        "dropout": DROPOUT,
+        "cross layers": CROSS_LAYERS,
+        "maps": list(MAPS),
+        "epochs": EPOCHS,
+        "patience": PATIENCE,
+    }
+
 
 Job = dict[str, Any]
 """One run: `model`, `seed` and learning rates."""

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from benchmarks.channel import ROOT
-from benchmarks.frappe.setting import FIELDS, MODELS, PROGRAMS, SEEDS, Job, grid
+from benchmarks.frappe.setting import FIELDS, MODELS, PROGRAMS, SEEDS, Job, facts, grid
 from benchmarks.train_step import fuxictr_python
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -85,6 +85,22 @@ def write_rows(data: Path, out: Path) -> None:
     )
 
 
+def read_runs(cache: Path) -> Runs:
+    """The runs done so far; a new start if there are none, or only runs of another setting."""
+    if cache.exists():
+        stored = json.loads(cache.read_text())
+        if stored["setting"] == facts():
+            runs: Runs = stored["runs"]
+            return runs
+        print(f"{cache} is of another setting: starting anew", file=sys.stderr)
+    return {name: [] for name in PROGRAMS}
+
+
+def write_runs(cache: Path, runs: Runs) -> None:
+    """Keep the runs, with the setting they share."""
+    cache.write_text(json.dumps({"setting": facts(), "runs": runs}, indent=1) + "\n")
+
+
 def go_on(data: Path, cache: Path, seconds: float) -> Runs:
     """Do what is left, both programs side by side, and start nothing after so many seconds.
 
@@ -93,9 +109,7 @@ def go_on(data: Path, cache: Path, seconds: float) -> Runs:
         cache: JSON of the runs done, read first and written after each.
         seconds: how long runs are started.
     """
-    runs: Runs = (
-        json.loads(cache.read_text()) if cache.exists() else {name: [] for name in PROGRAMS}
-    )
+    runs = read_runs(cache)
     rows = cache.with_suffix(".npz")
     if not rows.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +141,7 @@ def go_on(data: Path, cache: Path, seconds: float) -> Runs:
                     raise RuntimeError(f"{program} ended; see {log.name}")
                 with writing:
                     runs[program].append(job | json.loads(line))
-                    cache.write_text(json.dumps(runs, indent=1) + "\n")
+                    write_runs(cache, runs)
             process.stdin.close()
 
     with ThreadPoolExecutor() as pool:

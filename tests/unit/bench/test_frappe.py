@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frappe import setting
 from benchmarks.frappe.ours import recipe
 from benchmarks.frappe.page import page, verdict
 from benchmarks.frappe.setting import DIM, FIELDS, MODELS, PROGRAMS, SEEDS, grid
-from benchmarks.frappe.study import Runs, chosen, complete, finals, next_job
+from benchmarks.frappe.study import Runs, chosen, complete, finals, next_job, read_runs, write_runs
 from prismrec.models import build_model
 from tests.unit.models.vectors import covering_all
 
@@ -80,6 +81,17 @@ def test_a_page_of_some_models_says_which_are_missing() -> None:
     text = page({"command": "python -m it", "machine": machine, "runs": runs})
     assert f"**Not complete**: {MODELS[-1]} are not done" in text
     assert f"| {MODELS[-1]} |" not in text
+
+
+def test_runs_of_another_setting_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, runs = tmp_path / "runs.json", _complete(0.0)
+    assert read_runs(cache) == {"ours": [], "fuxictr": []}
+    write_runs(cache, runs)
+    assert read_runs(cache) == runs
+    monkeypatch.setattr(setting, "EPOCHS", setting.EPOCHS + 1)
+    assert read_runs(cache) == {"ours": [], "fuxictr": []}
 
 
 @pytest.mark.parametrize("model", MODELS)
