@@ -247,7 +247,9 @@ def _set_problems(recipe: Recipe) -> Iterator[str]:
 
 def _part_problems(recipe: Recipe) -> Iterator[str]:
     features = recipe.features
-    return part_problems(recipe.model, [*(each.name for each in features.lookups), *features.numeric])
+    return part_problems(
+        recipe.model, [*(each.name for each in features.lookups), *features.numeric]
+    )
 
 
 def _unread_sets(section: EmbeddingSection, model: str) -> Iterator[str]:
