@@ -60,7 +60,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
         [
             *(start(f"{rows} 1", rows, *LENGTH) for rows in data),
             *(start(f"{name} 1", "full", *LENGTH, *more) for name, more in MODELS.items()),
-            start("bf16 1", "full", *LENGTH, "train.precision='bf16'"),
+            start(
+                "bf16 1",
+                "full",
+                *LENGTH,
+                "train.precision='bf16'",
+                "evaluate.frequency_of='item'",
+            ),
             *(
                 start(f"{end} begun", "full", *SHORT, *KINDS["table_wise"], directory=end)
                 for end in MOVES
@@ -139,6 +145,12 @@ def test_rows_that_behaviours_look_up_count_as_touched(runs: dict[str, Trained])
     found = [_state(runs[f"two rows an id {size}"])["item/wide/touched"] for size in (1, 2)]
     assert torch.equal(*found)
     assert (found[0] >= 1).all()
+
+
+def test_ids_of_behaviours_are_told_of_like_others(runs: dict[str, Trained]) -> None:
+    run = runs["bf16 1"]
+    assert run.log["data/unknown_ids/history/items"][6] > 0  # id 23 has no row
+    assert any(name.startswith("click/auc/frequency=") for name in run.metrics)
 
 
 def test_bf16_changes_little(runs: dict[str, Trained]) -> None:

@@ -179,7 +179,7 @@ def _unknown_ids(
     Collective: every rank calls it.
     """
     counts = splits.id_counts()
-    features = [feature.name for feature in recipe.features.sparse]  # a number has states instead
+    features = [each.key for each in recipe.features.id_lists]  # a number has states instead
     unknown = {name: counts.unknown[name] for name in features if counts.unknown[name]}
     per_feature = {f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}
     session.log(per_feature | counts.metrics() | occupancy(recipe, sharded), state)

@@ -235,3 +235,15 @@ def test_models_with_heads_of_their_own_read_no_sequence(name: str) -> None:
     section = BUILT_IN[name].model_validate({"name": name, "sequence": "tim"})
     with pytest.raises(UserError, match=f"model.sequence: '{name}' has no expert with layers"):
         build_model(section, replace(fields((4,)), num_domains=2))
+
+
+def test_constants_of_a_sequence_have_its_values_and_no_gradient() -> None:
+    of = fields((4,), attention=2)
+    built = model(of, name="dnn", sequence=MODULES["dare"], hidden=[6])
+    given = inputs(of, is_wide=False)
+    constant = replace(given, sequences=[each.detached() for each in given.sequences])
+    assert torch.equal(built(constant)[0], built(given)[0])
+    built(constant)[0].sum().backward()
+    (sequence,) = given.sequences
+    for each in (*sequence.behaviours, *sequence.targets, *(sequence.attention or ())):
+        assert each.grad is None
