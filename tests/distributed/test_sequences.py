@@ -25,6 +25,15 @@ MODELS = {
         "{name='att', dim=4, init_std=0.1, features=['item', 'category']}]",
         "model.sequence={kind='dare', attention='att', encoding='both', keep=2}",
     ),
+    "row-wise state": (
+        "embedding.layout='separate'",
+        "embedding.sharding='row_wise'",
+        "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.05}",
+    ),
+    "fp16 tables": (
+        "embedding.data_type='fp16'",
+        "embedding.optimizer={name='sgd', learning_rate=0.05}",
+    ),
     "managed users": ("embedding.tables.user={ids='managed', rows=64}",),
     "two rows an id": (
         "embedding.tables.item={ids={kind='hash', hashes=2}, rows=11}",
