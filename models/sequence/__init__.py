@@ -3,6 +3,7 @@
 from prismrec.models.sequence.base import Order, SequenceModule, SequenceSpec, Widths
 from prismrec.models.sequence.dare import DARE, DARESpec
 from prismrec.models.sequence.din import DIN, DINSpec
+from prismrec.models.sequence.empty import EmptyToken, EmptyTokenSpec
 from prismrec.models.sequence.temporal import TemporalSpec
 from prismrec.models.sequence.tim import TIM, TIMSpec
 
@@ -12,6 +13,8 @@ __all__ = [
     "TIM",
     "DARESpec",
     "DINSpec",
+    "EmptyToken",
+    "EmptyTokenSpec",
     "Order",
     "SequenceModule",
     "SequenceSpec",

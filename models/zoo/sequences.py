@@ -11,11 +11,23 @@ from prismrec.models.experts import ExpertSpec
 from prismrec.models.inputs import Fields
 from prismrec.models.layers import MLPSpec
 from prismrec.models.mixture import BranchSpec, Composition, MixtureSpec
-from prismrec.models.sequence import DARESpec, DINSpec, SequenceSpec, TemporalSpec, TIMSpec
+from prismrec.models.sequence import (
+    DARESpec,
+    DINSpec,
+    EmptyTokenSpec,
+    SequenceSpec,
+    TemporalSpec,
+    TIMSpec,
+)
 
 
 def sequence_spec(section: AnySequence) -> SequenceSpec:
     """The module that a section asks for."""
+    spec = _reader_spec(section)
+    return EmptyTokenSpec(spec) if section.empty_token else spec
+
+
+def _reader_spec(section: AnySequence) -> SequenceSpec:
     if isinstance(section, DINKind):
         return DINSpec(section.hidden, section.activation, section.pooling)
     temporal = TemporalSpec(section.encoding, section.combine, section.time_dim)

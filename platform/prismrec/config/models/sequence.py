@@ -19,7 +19,15 @@ Encoding = Literal["position", "interval", "both", "none"]
 Combine = Literal["add", "concat"]
 
 
-class TIMKind(Section):
+class SequenceReader(Section):
+    """What every module has."""
+
+    empty_token: bool = False
+    """Whether rows without behaviours have a learned vector instead of zeros, and experts are told which
+    these are."""
+
+
+class TIMKind(SequenceReader):
     """Temporal interest module: time in behaviours and target, attention and sum by both."""
 
     kind: Literal["tim"] = "tim"
@@ -38,7 +46,7 @@ class TIMKind(Section):
     the batch and projects it first."""
 
 
-class DINKind(Section):
+class DINKind(SequenceReader):
     """Deep interest network: an attention network looks at each behaviour beside the target."""
 
     kind: Literal["din"] = "din"
@@ -62,7 +70,7 @@ class DINKind(Section):
         return value
 
 
-class DAREKind(Section):
+class DAREKind(SequenceReader):
     """DARE: behaviours are weighed by the vectors of one set and summed by those of another."""
 
     kind: Literal["dare"] = "dare"

@@ -247,3 +247,36 @@ def test_constants_of_a_sequence_have_its_values_and_no_gradient() -> None:
     (sequence,) = given.sequences
     for each in (*sequence.behaviours, *sequence.targets, *(sequence.attention or ())):
         assert each.grad is None
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+@pytest.mark.parametrize("module", MODULES)
+def test_a_learned_vector_for_rows_without_behaviours(module: str, copies: int | None) -> None:
+    section = MODULES[module] | {"empty_token": True}
+    dims = (4,) if copies is None else (4, 4)
+    of = fields(dims, attention=2 if module == "dare" else None)
+    spec = sequence_spec(
+        BUILT_IN["dnn"].model_validate({"name": "dnn", "sequence": section}).sequence
+    )
+    plain = SequenceVectors(spec.reader, of, range(len(dims))).double()
+    readers = SequenceVectors(spec, of, range(len(dims))).double()
+    (reader,) = readers.readers
+    reader.reader.load_state_dict(plain.readers[0].state_dict())
+    with torch.no_grad():
+        reader.token += torch.arange(reader.out_dim - 1)
+    given = inputs(of, is_wide=False).sequences
+    for m, found in readers(given).items():
+        expected = plain(given)[m].clone()
+        expected[1] += torch.arange(reader.out_dim - 1)  # the row without behaviours
+        assert_close(found[:, :-1], expected)
+        assert found[:, -1].tolist() == [1, 0, 1, 1]
+
+
+def test_the_learned_vector_starts_at_nothing_and_learns() -> None:
+    of = fields((4, 8))
+    asked = {"kind": "tim", "empty_token": True}
+    built = model(of, name="dnn", sequence=asked, hidden=[6])
+    built(inputs(of, is_wide=False))[0].square().sum().backward()
+    for reader in built.sequences.readers:
+        assert not reader.token.any()
+        assert reader.token.grad.any()
