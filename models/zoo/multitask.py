@@ -26,7 +26,7 @@ from prismrec.config.models.multitask import (
     SharedBottom,
     Towered,
 )
-from prismrec.models.contexts import PROJECTED, ContextSpec
+from prismrec.models.contexts import ContextSpec
 from prismrec.models.decorrelation import (
     CorrelationSpec,
     CovarianceSpec,
@@ -169,7 +169,7 @@ def _ame(section: AME, fields: Fields) -> Composition:
     """Experts on sets of different width, weighed by a gate for each task."""
     _check_sets(section, fields)
     sets = [m for m in range(len(fields.set_dims)) for _ in range(section.experts_per_set)]
-    gate = _gate(section, PROJECTED)
+    gate = _gate(section, ContextSpec(section.gate_input))
     if section.routing != "soft":
         gate = GateSpec("static", scores=_prior_scores(section, fields, sets))
     return _gated(section, fields, (LayerSpec(_experts(section, fields, sets), gate),))
@@ -197,7 +197,7 @@ def _hetero_me(section: Heterogeneous, fields: Fields) -> Composition:
         index = names.index(each.set)
         interaction = interaction_spec(each.interaction, fields, index)
         experts += [ExpertSpec(index, (interaction,), _mlp(section, section.hidden))] * each.count
-    gate = replace(_gate(section, PROJECTED), kind=section.gate)
+    gate = replace(_gate(section, ContextSpec(section.gate_input)), kind=section.gate)
     return _gated(section, fields, (LayerSpec(tuple(experts), gate),))
 
 

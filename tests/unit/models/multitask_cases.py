@@ -135,6 +135,10 @@ CASES: dict[str, tuple[object, Fields]] = {
         AME(name="ame", experts_per_set=2, interactions={"a": FMKind()}, **SMALL),
         fields((4, 8, 4)),
     ),
+    "ame of sets as they are": (
+        AME(name="ame", gate_input="concat", **SMALL, **GATES),
+        fields((4, 8, 4)),
+    ),
     "ame static": (AME(name="ame", routing="static", **SMALL), fields((4, 8, 12))),
     "ame prior": (
         AME(name="ame", routing="prior", task_sizes={"t0": 1e3, "t1": 1e6}, **SMALL),
@@ -146,6 +150,10 @@ CASES: dict[str, tuple[object, Fields]] = {
         fields((8, 4, 4, 12)),
     ),
     "hetero_me": (HeteroME(name="hetero_me", **SMALL), fields((4, 8))),
+    "hetero_me of sets as they are": (
+        HeteroME(name="hetero_me", gate_input="concat", **SMALL),
+        fields((4, 8)),
+    ),
     "hetero_me listed": (
         HeteroME(
             name="hetero_me",

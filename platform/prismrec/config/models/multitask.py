@@ -246,6 +246,9 @@ class AME(Alike, Gated):
     """Normalisation after each hidden linear layer of experts and towers: without it wide sets speak
     loudest."""
     experts_per_set: int = Field(default=1, ge=1)
+    gate_input: Literal["projected", "concat"] = "projected"
+    """What gates read: each set projected and normalised, so that none speaks louder for its width, or
+    all sets' vectors side by side."""
     routing: Literal["soft", "static", "prior"] = "soft"
     """`soft`: a gate that reads the row; `static`: learned numbers for each task; `prior`: the same, starting
     with large tasks on wide sets."""
@@ -332,6 +335,9 @@ class Heterogeneous(Gated):
     """Widths of the hidden layers of each task's tower."""
     norm: Literal["layer", "batch", "none"] = "layer"
     """Normalisation after each hidden linear layer of experts and towers."""
+    gate_input: Literal["projected", "concat"] = "projected"
+    """What gates read: each set projected and normalised, so that none speaks louder for its width, or
+    all sets' vectors side by side."""
     gate: Literal["softmax", "static", "weights", "sum", "mean"] = "softmax"
     """How a task weighs the experts: a distribution that reads the row, or learned and the same for all
     rows; learned numbers that start at 1; or 1 or 1 / M, not learned."""
