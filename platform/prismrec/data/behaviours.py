@@ -84,7 +84,9 @@ def _gaps(
 ) -> Seconds | None:
     """(T,) seconds from each behaviour to its row, NaN where they are unknown; None without times."""
     if sequence.gaps is not None:
-        values = arrays[sequence.gaps].flatten().cast(pa.float64(), safe=False)
+        # Through float32, as requests have them: a gap at the edge of an interval has one side only.
+        single = arrays[sequence.gaps].flatten().cast(pa.float32(), safe=False)
+        values = single.cast(pa.float64())
         return np.asarray(pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False))
     if sequence.times is None:
         return None

@@ -53,7 +53,9 @@ class RankingModel(PythonModel):
         a list where a single value belongs.
         """
         columns = {str(name): model_input[name] for name in model_input}
-        single = [name for name, kind in self._model.columns.items() if kind in ("id", "number")]
+        single = [
+            name for name, kind in self._model.columns.items() if kind in ("id", "number", "time")
+        ]
         if len(model_input) == 1 and any(
             isinstance(columns[name].iloc[0], list | np.ndarray)
             for name in single

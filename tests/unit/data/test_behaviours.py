@@ -239,6 +239,20 @@ def test_an_id_that_is_no_row_ends_the_run_where_that_is_asked_for(tmp_path: Pat
         next(_reader(directory, {}, tables=tables).epoch())
 
 
+def test_gaps_of_every_type_of_number_fall_into_one_interval() -> None:
+    """3,779.99999 s is below 63 minutes in float64, and not in float32."""
+    sequence = SequenceFeature(
+        name="h", behaviours=(Behaviour(column="seen", target="item"),), gaps="ago"
+    )
+    for type_ in (pa.float64(), pa.float32()):
+        arrays = {
+            "seen": pa.array([[1, 2]], pa.list_(pa.int64())),
+            "ago": pa.array([[3779.99999, 3780]], pa.list_(type_)),
+        }
+        _, found = read_behaviours(sequence, arrays, None, str)
+        assert found.values.tolist() == [6, 6]
+
+
 def test_the_newest_of_a_hundred_thousand_rows() -> None:
     sequence = SequenceFeature(
         name="h", behaviours=(Behaviour(column="seen", target="item"),), gaps="ago", max_length=3

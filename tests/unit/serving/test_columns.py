@@ -106,3 +106,11 @@ def test_missing_and_uneven_columns_are_named() -> None:
         to_arrow({"user": [1], "itm": [1]}, kinds)
     with pytest.raises(UserError, match=r"column 'item' has 2 rows, but column 'user' has 1"):
         to_arrow({"user": [1], "item": [1, 2]}, kinds)
+
+
+def test_times_of_rows_are_integers() -> None:
+    arrays = to_arrow({"at": [5, None, 2**40]}, {"at": "time"})
+    assert arrays["at"].type == pa.int64()
+    assert arrays["at"].to_pylist() == [5, None, 2**40]
+    with pytest.raises(UserError, match="column 'at' needs integers, but the request has: string"):
+        to_arrow({"at": ["noon"]}, {"at": "time"})
