@@ -55,7 +55,7 @@ def test_the_listed_sizes_are_those_of_the_recipes() -> None:
 def _recipe(folder: str, name: str, data: Path, steps: int) -> Recipe:
     path = FOLDER / folder / f"{name}.toml"
     # An epoch of the small data is a few steps.
-    length = [f"train.steps={steps}", f"train.epochs={steps}"]
+    length = [f"{key}={steps}" for key in ("train.steps", "train.epochs", "evaluate.every_steps")]
     overrides = [f"data.path='{data}'", *length, *SMALL]
     overrides += drawn_codes(path, data)
     has_dropout = hasattr(load(path).model, "dropout")  # ranks draw different units
