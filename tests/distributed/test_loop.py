@@ -52,7 +52,7 @@ WORLDS = {
         "model={name='deepfm', hidden=[8], merge='gate'}",
         "embedding.layout='separate'",
         "embedding.sharding='row_wise'",
-        "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02}",
+        "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02, eps=1e-4}",
     ),
     "time-batch": ("data.order='time'", *BATCH_NORM),
 }
@@ -69,7 +69,7 @@ EVERYTHING = (
 ROW_STATE = (
     *EVERYTHING,
     "embedding.layout='separate'",
-    "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02}",
+    "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02, eps=1e-4}",
     "train.optimizer={name='adagrad', learning_rate=0.02, eps=1e-4}",
 )
 PACKED = (*EVERYTHING, "embedding.sharding='table_wise'")
