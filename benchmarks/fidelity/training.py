@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from benchmarks.fidelity.study import Study
 from benchmarks.machine import commit
 from prismrec.checkpoint import read_manifest
-from prismrec.config import Recipe
+from prismrec.config import Recipe, UserError
 from prismrec.data.fit_numbers import fit_numbers, write_statistics
 from prismrec.data.source import DataSource, open_data
 from prismrec.data.world_truth import NAME, TASKS, best_auc
@@ -68,7 +69,7 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
         `steps` and `commit`.
 
     Raises:
-        UserError: the recipe does not fit the data.
+        UserError: the recipe does not fit the data, or a signal ended the run early.
     """
     torch.set_num_threads(threads)
     fit_statistics(recipe)
@@ -86,6 +87,8 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
 
         session = Session(ranks, RunFiles(Path(scratch)), record, "study", probe)
         outcome = train(recipe, source, session)
+        if outcome.stopped_by in Signals.__members__:
+            raise UserError(f"stopped by {outcome.stopped_by}; the run is not kept")
         chosen = int(read_manifest(outcome.checkpoint).extra["state"]["step"])
     return {
         "metrics": _kept(study, record, outcome, chosen)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.fidelity import command
+from benchmarks.fidelity import command, training
 from benchmarks.fidelity.command import main
 from benchmarks.fidelity.page import MARK, Results, kept_text, table
 from benchmarks.fidelity.probes import abundance
@@ -32,6 +32,7 @@ from prismrec.config.embedding import TableOptimizer
 from prismrec.data.world_truth import WorldOptions
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.embeddings.shards import LocalShard
+from prismrec.train.loop import Outcome
 
 SMALL = ("model.hidden=[4]", "embedding.dim=4")
 STUDY = Study(
@@ -152,6 +153,21 @@ def test_a_quick_look_trains_writes_a_page_and_goes_on_where_it_was(
     main(STUDY, given)
     assert page.read_text() == text
     capsys.readouterr()
+
+
+def test_a_run_that_a_signal_ended_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--quick", "--out", str(tmp_path), "--scratch", str(tmp_path / "worlds")]
+    done = training.train
+
+    def stopped(*arguments: Any) -> Outcome:
+        return replace(done(*arguments), stopped_by="SIGTERM")
+
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(SystemExit, match="small: stopped by SIGTERM; the run is not kept"):
+        main(STUDY, given)
+    assert not (tmp_path / "fidelity_small.json").exists()
 
 
 def test_a_data_set_that_is_not_there_is_told(tmp_path: Path) -> None:
