@@ -44,9 +44,9 @@ STUDY = Study(
         "without being monotone. They are encoded in eight ways under one DCN-v2 (width 8, two cross "
         "layers beside a DNN of 64 and 32); everything else is equal. Ranges and quantiles are those of "
         "the training rows. Every encoding has the defaults of its section: 512 log buckets, 64 "
-        "quantile buckets, 16 meta-embeddings of AutoDis, 48 pieces, 1,024 levels of MNSE; the last row was added "
-        "after the others were seen, to tell levels from digits. One epoch; "
-        "nothing was tuned. `best` is the AUC of the world's true probabilities."
+        "quantile buckets, 16 meta-embeddings of AutoDis, 48 pieces, 1,024 levels of MNSE; the last row "
+        "was added after the others were seen, to tell levels from digits. One epoch; nothing else "
+        "was tuned. `best` is the AUC of the world's true probabilities."
     ),
     claim=(
         "*Ads Recommendation in a Collapsed and Entangled World* (KDD 2024): multiple numeral systems "
