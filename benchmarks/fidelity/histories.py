@@ -61,7 +61,6 @@ STUDY = Study(
         Column("best/finish/auc", "best finish"),
         Column("parameters/tables", "numbers in tables", 0),
         Column("parameters/dense", "dense", 0),
-        Column("seconds", "s a run", 0),
     ),
     panels=(Panel("like AUC"), Panel("finish AUC")),
 )

@@ -91,7 +91,6 @@ STUDY = Study(
         Column("abundance/share", "share", 3),
         Column("parameters/tables", "numbers in tables", 0),
         Column("parameters/dense", "dense", 0),
-        Column("seconds", "s a run", 0),
     ),
     panels=(Panel("AUC"), Panel("abundance"), Panel("share")),
     across="times the embedding parameters",

@@ -96,7 +96,7 @@ def markdown(results: Results, about: dict[str, Any], kept: str) -> str:
         f"# {study.title}",
         "",
         f"`{about['command']}`, {sentence(about['machine'])}. {counts}, one core each, fp32, "
-        f"{_span([run['seconds'] for run in done])} s a run, trained at commit {', '.join(commits)}. "
+        f"trained at commit {', '.join(commits)}. "
         "Numbers are means over seeds ± their standard deviation.",
         "",
         study.setup,
@@ -206,8 +206,3 @@ def _text(cell: Cell | None, column: Column) -> str:
     if cell.count == 1 or not cell.spread:
         return text
     return f"{text} ± {cell.spread:,.{column.digits}f}"
-
-
-def _span(values: list[float]) -> str:
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    return f"{low:.0f} to {high:.0f}"
