@@ -156,6 +156,6 @@ def test_a_task_moves_the_tables_it_may_move_and_no_byte_of_others(
 def test_ame_trains_128_tasks_on_4_sets(runs: dict[str, Trained]) -> None:
     run = runs["many"]
     assert run.steps == 20
-    assert 0.9 < run.losses[0] / (128 * 0.6931) < 1.1
+    assert 0.7 < run.losses[0] / (128 * 0.6931) < 1.4
     assert sum(run.losses[-5:]) < 0.95 * sum(run.losses[:5])
     assert len([name for name in run.metrics if name.endswith("/auc")]) == 128
