@@ -30,7 +30,7 @@ PEERS = {
     "LightGBM on target-encoded ids": (0.7417, 0.7380, 0.8413),
 }
 """Test AUC of is_click, long_view and is_like by others' code on the same rows and split, mean of two
-seeds; the first four and the last of FuxiCTR train a model for each task or one for all, as they do."""
+seeds."""
 
 
 def peers() -> list[str]:
