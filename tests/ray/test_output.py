@@ -25,8 +25,8 @@ class Sum(nn.Module):
         width = fields.num_sparse * sum(fields.set_dims) + fields.num_dense
         self.scale, self.out = scale, nn.Linear(width, fields.num_tasks)
 
-    def forward(self, sets, linear, dense):
-        parts = [each.flatten(1) for each in sets] + [dense]
+    def forward(self, inputs):
+        parts = [each.flatten(1) for each in inputs.sets] + [inputs.dense]
         return self.scale * self.out(torch.cat(parts, dim=1)), {}
 
 
