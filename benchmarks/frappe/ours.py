@@ -63,7 +63,6 @@ def recipe(data: Path, job: Job) -> Recipe:
                 "precision": "fp32",
                 "device": "cpu",
                 "optimizer": {"learning_rate": job["rate"]},
-                "schedule": {"decay": "cosine"},
             },
             "evaluate": {"patience": PATIENCE, "bootstrap": 0},
         }

@@ -103,6 +103,6 @@ def _setting() -> list[str]:
         f"patience {setting.PATIENCE} on the AUC of the validation rows, the best epoch tested, fp32, no "
         "L2. Each keeps its own way to train: FuxiCTR has Adam on everything, tables drawn with standard "
         "deviation 1e-4, the gradient clipped to 10 and the rate cut to a tenth after an epoch without "
-        "gain; ours has Adagrad on the tables, drawn with 0.01, Adam on the rest, and cosine decay. Three "
+        "gain; ours has Adagrad on the tables, drawn with 0.01, Adam on the rest, and constant rates. Three "
         "trials of learning rates for each: Adam's for FuxiCTR; for ours Adam's / the tables'.",
     ]
