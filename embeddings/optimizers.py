@@ -13,6 +13,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from prismrec.config import UserError
 from prismrec.config.embedding import KERNEL_OPTIONS, TableOptimizer, cpu_problem
 from prismrec.embeddings.collection import PhysicalTable
+from prismrec.embeddings.row_adam import RowAdam
 from prismrec.embeddings.sets import EmbeddingSpec
 
 _FUSED: dict[str, type[torch.optim.Optimizer]] = {
@@ -28,6 +29,7 @@ _FUSED: dict[str, type[torch.optim.Optimizer]] = {
 _PLAIN: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
+    "adam": RowAdam,
 }
 STATE_NAMES = {
     "adagrad": {"momentum1": "accumulator"},
@@ -42,7 +44,11 @@ STATE_NAMES = {
 ROW_WISE_STATES = {"rowwise_adagrad": ("accumulator",), "partial_rowwise_adam": ("exp_avg_sq",)}
 """Our names of the states that have one number for a row of a shard, by optimizer."""
 
-PLAIN_STATE_NAMES = {"adagrad": {"sum": "accumulator"}, "sgd": {}}
+PLAIN_STATE_NAMES = {
+    "adagrad": {"sum": "accumulator"},
+    "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    "sgd": {},
+}
 """The same for the plain optimizer that steps data_parallel tables."""
 
 
@@ -57,7 +63,7 @@ def check_optimizers(spec: EmbeddingSpec, device: str) -> None:
     for table in spec.tables:
         for each in spec.sets_of(table):
             where = f"table '{table.name}', set '{each.name}': embedding.optimizer"
-            problem = cpu_problem(spec.form(table, each).optimizer, where)
+            problem = cpu_problem(spec.form(table, each).optimizer, table.sharding, where)
             if problem is not None:
                 raise UserError(problem)
 
@@ -106,9 +112,8 @@ def plain_optimizers(
     groups: dict[str, list[dict[str, Any]]] = {}
     for physical, parameter in tables:
         optimizer = physical.form.optimizer
-        group = {"params": [parameter], "lr": optimizer.learning_rate}
-        if optimizer.name == "adagrad":
-            group["eps"] = optimizer.eps
+        options = {name: getattr(optimizer, name) for name in KERNEL_OPTIONS[optimizer.name]}
+        group = {"params": [parameter], "lr": optimizer.learning_rate, **options}
         groups.setdefault(optimizer.name, []).append(group)
     return [
         _PLAIN[name](each)  # type: ignore[call-arg] # subclasses need no defaults

@@ -18,6 +18,7 @@ from benchmarks.frappe.setting import (
     EPOCHS,
     FIELDS,
     HIDDEN,
+    INIT_STD,
     MAPS,
     PATIENCE,
     SPLITS,
@@ -44,7 +45,12 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def recipe(data: Path, job: Job) -> Recipe:
     """The recipe of one run."""
-    optimizer = {"name": "adagrad", "learning_rate": job["table_rate"]}
+    tables = {
+        "dim": DIM,
+        "init_std": INIT_STD,
+        "sharding": "data_parallel",
+        "optimizer": {"name": "adam", "learning_rate": job["rate"]},
+    }
     return from_dict(
         {
             "name": "frappe",
@@ -55,7 +61,7 @@ def recipe(data: Path, job: Job) -> Recipe:
                 "splits": {name: [f"split == {n}"] for n, name in enumerate(SPLITS)},
             },
             "features": {"sparse": list(FIELDS)},
-            "embedding": {"dim": DIM, "optimizer": optimizer},
+            "embedding": tables,
             "model": {"name": job["model"], **MODELS[job["model"]]},
             "tasks": [{"name": "used", "label": "label"}],
             "train": {
@@ -63,6 +69,7 @@ def recipe(data: Path, job: Job) -> Recipe:
                 "precision": "fp32",
                 "device": "cpu",
                 "optimizer": {"learning_rate": job["rate"]},
+                "schedule": {"decay": "plateau"},
             },
             "evaluate": {"patience": PATIENCE, "bootstrap": 0},
         }

@@ -28,25 +28,22 @@ def trials(runs: Runs, program: str, model: str, seed: int) -> list[dict[str, An
     return [each for each in runs[program] if (each["model"], each["seed"]) == (model, seed)]
 
 
-def chosen(runs: Runs, program: str, model: str) -> dict[str, Any] | None:
-    """The rates with the best AUC on the validation rows at the first seed; None until all are tried."""
+def chosen(runs: Runs, program: str, model: str) -> float | None:
+    """The rate with the best AUC on the validation rows at the first seed; None until all are tried."""
     tried = trials(runs, program, model, SEEDS[0])
-    if len(tried) < len(grid(program, model)):
+    if len(tried) < len(grid(model)):
         return None
-    best = max(tried, key=lambda each: each["valid_auc"])
-    return {key: best[key] for key in grid(program, model)[0]}
+    return float(max(tried, key=lambda each: each["valid_auc"])["rate"])
 
 
 def finals(runs: Runs, program: str, model: str) -> list[dict[str, Any]]:
     """Runs of all seeds with the chosen rates."""
-    rates = chosen(runs, program, model)
-    if rates is None:
-        return []
+    rate = chosen(runs, program, model)
     return [
         each
         for seed in SEEDS
         for each in trials(runs, program, model, seed)
-        if rates.items() <= each.items()
+        if each["rate"] == rate
     ]
 
 
@@ -62,11 +59,11 @@ def complete(runs: Runs) -> list[str]:
 def next_job(runs: Runs, program: str) -> Job | None:
     """The first run of a program that is not done."""
     for model in MODELS:
-        rates = chosen(runs, program, model)
-        wanted = [(SEEDS[0], each) for each in grid(program, model)]
-        wanted += [(seed, rates) for seed in SEEDS[1:] if rates]
-        for seed, values in wanted:
-            job = {"model": model, "seed": seed, **values}
+        rate = chosen(runs, program, model)
+        wanted = [(SEEDS[0], each) for each in grid(model)]
+        wanted += [(seed, rate) for seed in SEEDS[1:] if rate is not None]
+        for seed, each in wanted:
+            job = {"model": model, "seed": seed, "rate": each}
             if not any(job.items() <= done.items() for done in runs[program]):
                 return job
     return None

@@ -54,6 +54,10 @@ WORLDS = {
         "embedding.sharding='row_wise'",
         "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02, eps=1e-4}",
     ),
+    "replicated-adam": (
+        "embedding.sharding='data_parallel'",
+        "embedding.optimizer={name='adam', learning_rate=0.02, weight_decay=0.1}",
+    ),
     "time-batch": ("data.order='time'", *BATCH_NORM),
 }
 """What is trained on 1, 2 and 4 ranks."""
@@ -72,6 +76,14 @@ ROW_STATE = (
     "embedding.optimizer={name='rowwise_adagrad', learning_rate=0.02, eps=1e-4}",
     "train.optimizer={name='adagrad', learning_rate=0.02, eps=1e-4}",
 )
+PLATEAU = (
+    *BATCH_NORM,
+    "evaluate={every_steps=3, metric='click/logloss'}",
+    "train.schedule={decay='plateau', plateau_factor=0.5}",
+    "embedding.sharding='data_parallel'",
+    "embedding.optimizer={name='adam', learning_rate=0.3}",
+)
+"""Rates that fall by what evaluations say, and Adam in tables that are whole on every rank."""
 PACKED = (*EVERYTHING, "embedding.sharding='table_wise'")
 ELSEWHERE = {
     "row_wise": ("embedding.layout='separate'", "embedding.sharding='row_wise'"),
@@ -111,6 +123,8 @@ def runs(data: Path) -> dict[str, Trained]:
             *worlds(1),
             start("whole", "whole", *PACKED),
             start("whole row state", "whole-row-state", *ROW_STATE),
+            start("whole plateau", "whole-plateau", *PLATEAU),
+            start("plateau without", "plateau-without", *PLATEAU, "train.schedule={}"),
             *(start(f"{n} begun", n, *PACKED, *STOPPED) for n in ELSEWHERE),
         ],
     )
@@ -120,6 +134,7 @@ def runs(data: Path) -> dict[str, Trained]:
             *worlds(2),
             start("begun on 2", "resumed", *PACKED, *STOPPED),
             start("row state begun on 2", "resumed-row-state", *ROW_STATE, *STOPPED),
+            start("plateau begun on 2", "resumed-plateau", *PLATEAU, *STOPPED),
             *(start(f"{n} resumed", n, *PACKED, *change) for n, change in ELSEWHERE.items()),
             start("random", "random", *RANDOM),
             start("random again", "random-again", *RANDOM),
@@ -134,6 +149,7 @@ def runs(data: Path) -> dict[str, Trained]:
         [
             start("resumed on 1", "resumed", *PACKED),
             start("row state resumed on 1", "resumed-row-state", *ROW_STATE),
+            start("plateau resumed on 1", "resumed-plateau", *PLATEAU),
         ],
     )
     together(4, worlds(4))
@@ -187,6 +203,7 @@ def test_an_epoch_has_every_row_once(data: Path, runs: dict[str, Trained]) -> No
     [
         ("whole", "begun on 2", "resumed on 1"),
         ("whole row state", "row state begun on 2", "row state resumed on 1"),
+        ("whole plateau", "plateau begun on 2", "plateau resumed on 1"),
         ("whole", "row_wise begun", "row_wise resumed"),
         ("whole", "data_parallel begun", "data_parallel resumed"),
     ],
@@ -199,6 +216,16 @@ def test_a_resumed_run_has_the_losses_of_an_undisturbed_one(
     np.testing.assert_allclose(losses, runs[whole].losses, rtol=1e-5)
     for metric in ("click/logloss", "buy/logloss", "click/pcoc"):  # of the averaged weights
         assert runs[resumed].metrics[metric] == pytest.approx(runs[whole].metrics[metric], rel=1e-5)
+
+
+def test_rates_fall_from_the_first_evaluation_that_is_worse(runs: dict[str, Trained]) -> None:
+    run, without = runs["whole plateau"], runs["plateau without"]
+    scores = list(run.log["valid/click/logloss"].values())
+    first = next(n for n in range(1, len(scores)) if scores[n] >= min(scores[:n]))
+    assert 0 < first <= STOP // 3 - 1, "the resumed run starts before the first cut"
+    steps = 3 * (first + 1) + 1  # the step after that evaluation still starts from the same weights
+    assert run.losses[:steps] == without.losses[:steps]
+    assert all(a != b for a, b in zip(run.losses[steps:], without.losses[steps:], strict=True))
 
 
 def test_one_recipe_gives_one_run_to_the_bit(runs: dict[str, Trained]) -> None:

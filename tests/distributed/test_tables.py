@@ -60,6 +60,7 @@ def _two_rates() -> EmbeddingSpec:
             ("row_wise", "adagrad", 0.05),
             ("data_parallel", "adagrad", 0.2),
             ("data_parallel", "sgd", 0.15),
+            ("data_parallel", "adam", 0.02),
         )
         for optimizer in (TableOptimizer(name=rule, learning_rate=rate),)
     )

@@ -85,6 +85,8 @@ class PlainTables:
         }
         whole = whole_tables(spec)
         self.weights = {k: self._stored(k, w.double()).requires_grad_() for k, w in whole.items()}
+        self.means = {key: torch.zeros_like(weight) for key, weight in self.weights.items()}
+        self.steps = 0
         self.sums = {key: torch.zeros_like(weight) for key, weight in self.weights.items()}
         self._together = together or [[(k, 0, w.shape[1])] for k, w in self.weights.items()]
 
@@ -107,12 +109,12 @@ class PlainTables:
     def update(self, factor: float = 1.0) -> None:
         """Update every table by the gradients that its weights have."""
         with torch.no_grad():
+            self.steps += 1
             for pieces in self._together:
                 self._accumulate(pieces)
             for key, weight in self.weights.items():
-                rule, grad = self.forms[key].optimizer, weight.grad
-                step = grad if rule.name == "sgd" else grad / (self.sums[key].sqrt() + rule.eps)
-                weight -= rule.learning_rate * factor * step
+                rule = self.forms[key].optimizer
+                weight -= rule.learning_rate * factor * self._step_of(key, weight.grad)
                 weight.copy_(self._stored(key, weight))
                 weight.grad = None
 
@@ -136,8 +138,25 @@ class PlainTables:
             summed = summed / torch.tensor([[max(1, len(ids))] for ids in bags])
         return summed
 
+    def _step_of(self, key: str, grad: Tensor) -> Tensor:
+        """By how much the weights of a set move at a rate of 1."""
+        rule = self.forms[key].optimizer
+        if rule.name == "sgd":
+            return grad
+        if rule.name != "adam":
+            return grad / (self.sums[key].sqrt() + rule.eps)
+        steps, mean, square = torch.zeros_like(grad), self.means[key], self.sums[key]
+        for row in grad.abs().sum(1).nonzero().flatten().tolist():
+            mean[row] = rule.beta1 * mean[row] + (1 - rule.beta1) * grad[row]
+            square[row] = rule.beta2 * square[row] + (1 - rule.beta2) * grad[row] ** 2
+            unbiased = square[row] / (1 - rule.beta2**self.steps)
+            steps[row] = mean[row] / (1 - rule.beta1**self.steps) / (unbiased.sqrt() + rule.eps)
+        return steps
+
     def _accumulate(self, pieces: Sequence[Piece]) -> None:
         rule = self.forms[pieces[0][0]].optimizer.name
+        if rule == "adam":
+            return  # its sums decay
         squares = [self.weights[key].grad[:, low:high] ** 2 for key, low, high in pieces]
         mean = torch.cat(squares, 1).mean(1, keepdim=True)
         for (key, low, high), square in zip(pieces, squares, strict=True):

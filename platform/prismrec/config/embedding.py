@@ -74,7 +74,7 @@ class TableOptimizer(Section):
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lamb", "partial_rowwise_adam"] = (
         "adagrad"
     )
-    """The last three train on CUDA only."""
+    """The last three train on CUDA only; but for `adam` in tables with sharding = 'data_parallel'."""
     learning_rate: float = Field(default=0.05, gt=0)
     eps: float = Field(default=1e-8, gt=0)
     """Keeps the divisor above zero; not for `sgd`."""
@@ -84,7 +84,7 @@ class TableOptimizer(Section):
     """Share of the old second moment; for the same three."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Share of a row, times the learning rate, that each of its updates takes off; not for `sgd` and
-    `adagrad`, and on CUDA only."""
+    `adagrad`, and on CUDA only, but for `adam` in tables with sharding = 'data_parallel'."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute value of each number of the gradient of a bag's vector; larger ones are cut to
     it, before the bags that hold a row are added up."""
@@ -153,17 +153,26 @@ CPU_OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad")
 """Rules that FBGEMM has kernels for on CPU."""
 
 
-def cpu_problem(optimizer: TableOptimizer, where: str) -> str | None:
-    """Why an optimizer cannot train on CPU, in a sentence; None where it can.
+def cpu_problem(optimizer: TableOptimizer, sharding: str, where: str) -> str | None:
+    """Why an optimizer cannot train a table on CPU, in a sentence; None where it can.
 
     Args:
         optimizer: rule and options.
-        where: key of the recipe that gives it.
+        sharding: how the table is placed; only `data_parallel` ones do without FBGEMM's kernels.
+        where: key of the recipe that gives the optimizer.
     """
+    if optimizer.name == "adam" and sharding == "data_parallel":
+        return None
     if optimizer.name not in CPU_OPTIMIZERS:
+        less = (
+            "; small tables can have adam with sharding = 'data_parallel'"
+            if optimizer.name == "adam"
+            else ""
+        )
         return (
             f"{where}.name: '{optimizer.name}' is not supported in CPU mode; on CPU there are "
             + ", ".join(CPU_OPTIMIZERS)
+            + less
         )
     if optimizer.weight_decay > 0:
         return (

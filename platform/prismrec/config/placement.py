@@ -20,7 +20,7 @@ COLUMN_KINDS = ("column_wise", "table_column_wise", "grid")
 """Kinds that cut a row."""
 ROW_WISE_STATE = ("rowwise_adagrad", "partial_rowwise_adam")
 """Optimizers that keep one number per row, for all columns of a shard."""
-PLAIN_RULES = ("sgd", "adagrad")
+PLAIN_RULES = ("sgd", "adagrad", "adam")
 """Optimizers whose plain form, which steps tables that are not fused, trains as the fused one."""
 
 

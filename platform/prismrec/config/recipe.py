@@ -266,8 +266,10 @@ def _device_problems(recipe: Recipe) -> list[str]:
     """What the CPU lacks of that which is asked for: optimizers, their options, other memory."""
     if recipe.train.device != "cpu":
         return []
-    optimizers = _optimizers_in_use(recipe)
-    problems = [cpu_problem(optimizer, where) for where, optimizer in optimizers.items()]
+    problems = [
+        cpu_problem(optimizer, sharding, where)
+        for where, sharding, optimizer in _optimizers_in_use(recipe)
+    ]
     kernels = {"embedding.kernel": recipe.embedding.kernel}
     for name, options in recipe.embedding.tables.items():
         if options.kernel is not None:
@@ -321,20 +323,21 @@ def _rank_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _optimizers_in_use(recipe: Recipe) -> dict[str, TableOptimizer]:
-    """The optimizers that some set of some table has, by the key of the recipe that gives each."""
+def _optimizers_in_use(recipe: Recipe) -> list[tuple[str, str, TableOptimizer]]:
+    """The key that gives an optimizer, the kind of a table that has it, and the optimizer, each once."""
     section = recipe.embedding
-    found: dict[str, TableOptimizer] = {}
+    found: dict[tuple[str, str], TableOptimizer] = {}
     for name in dict.fromkeys(feature.table_name for feature in recipe.features.lookups):
-        options = section.tables.get(name)
+        options = section.tables.get(name, TableOptions())
+        kind = options.sharding or section.sharding
         for index, each in enumerate(section.resolved_sets):
             if each.optimizer is not None:
-                found[f"embedding.sets[{index}].optimizer"] = each.optimizer
-            elif options is not None and options.optimizer is not None:
-                found[f"embedding.tables.{name}.optimizer"] = options.optimizer
+                found[f"embedding.sets[{index}].optimizer", kind] = each.optimizer
+            elif options.optimizer is not None:
+                found[f"embedding.tables.{name}.optimizer", kind] = options.optimizer
             else:
-                found["embedding.optimizer"] = section.optimizer
-    return found
+                found["embedding.optimizer", kind] = section.optimizer
+    return [(where, kind, optimizer) for (where, kind), optimizer in found.items()]
 
 
 def _table_problems(recipe: Recipe) -> list[str]:

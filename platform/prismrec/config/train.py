@@ -29,10 +29,27 @@ class Schedule(Section):
     """A factor on every learning rate, by step: a linear warm-up, then a decay."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    decay: Literal["none", "linear", "cosine"] = "none"
+    decay: Literal["none", "linear", "cosine", "plateau"] = "none"
+    """`plateau`: after each evaluation whose `evaluate.metric` is not the best so far, the factor is
+    multiplied by `plateau_factor`."""
     decay_steps: int | None = Field(default=None, ge=1)
     """Steps from the end of the warm-up to the lowest factor; the rest of the run if not given."""
     min_factor: float = Field(default=0.0, ge=0, le=1)
+    plateau_factor: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heard(self) -> Schedule:
+        is_plateau = self.decay == "plateau"
+        for option, is_read in (
+            ("plateau_factor", is_plateau),
+            ("decay_steps", self.decay in ("linear", "cosine")),
+            ("min_factor", self.decay != "none"),
+        ):
+            if not is_read and getattr(self, option) != Schedule.model_fields[option].default:
+                raise ValueError(
+                    f"{option} changes nothing with decay = '{self.decay}'; leave it out"
+                )
+        return self
 
 
 class WarmStart(Section):

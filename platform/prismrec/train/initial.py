@@ -121,7 +121,7 @@ def _from_run(section: WarmStart, ids: TableIds, sharded: ShardedModel) -> Match
         if any(match.kind == "table state" and match.matched for match in filled):
             before = tables.reader.manifest.extra.get("steps_before", 0)
             sharded.steps_before = before + tables.step
-            access.set_steps_done(sharded.dmp, sharded.steps_before)
+            sharded.set_steps_done(0)
         dense = fill_dense(
             section,
             tables,

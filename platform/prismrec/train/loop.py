@@ -114,7 +114,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     state = saver.resume()
     if not saver.has_resumed:
         _start_weights(recipe, source, sharded, session)
-    sharded.optimizers.start_at(state.step)
+    sharded.optimizers.start_at(state.step, state.worse)
     phases = PhasePlan(recipe.train.phases, total_steps, sharded)
     evaluator = Evaluator(recipe, sharded, splits.frequency())
     _record_start(session, sharded, state, precision, total_steps)
@@ -140,6 +140,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
                     seen = _of_tables(recipe, session, sharded, splits, state)
                     session.log(report.named("valid") | seen, state)
                     evaluator.judge(report, state)
+                    sharded.optimizers.start_at(state.step, state.worse)
                     saver.save(state, report)
             elif saver.is_due(state.step):
                 with meter.paused():

@@ -37,17 +37,22 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
-    """The factor on every learning rate at a step.
+def schedule_factor(schedule: Schedule, step: int, total_steps: int, worse: int = 0) -> float:
+    """The factor on every learning rate at a step, after so many evaluations that were not the best.
 
     >>> s = Schedule(warmup_steps=4, decay="linear", decay_steps=10, min_factor=0.5)
     >>> [schedule_factor(s, step, 100) for step in (0, 3, 4, 9, 14, 50)]
     [0.25, 1.0, 1.0, 0.75, 0.5, 0.5]
+    >>> s = Schedule(decay="plateau", plateau_factor=0.5, min_factor=0.2)
+    >>> [schedule_factor(s, 7, 100, worse) for worse in (0, 1, 2, 3)]
+    [1.0, 0.5, 0.25, 0.2]
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.decay == "none":
         return 1.0
+    if schedule.decay == "plateau":
+        return max(schedule.min_factor, schedule.plateau_factor**worse)
     span = schedule.decay_steps or max(1, total_steps - schedule.warmup_steps)
     done = min(1.0, (step - schedule.warmup_steps) / span)
     left = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
@@ -138,6 +143,7 @@ class Optimizers:
         self.ema: Ema | None = None
         self.copies: TableCopies | None = None
         self.frozen: list[nn.Parameter] = []
+        self._worse = 0
         self.start_at(0)
 
     @property
@@ -145,10 +151,16 @@ class Optimizers:
         """Steps whose updates are in the weights."""
         return self._step
 
-    def start_at(self, step: int) -> None:
-        """Set the learning rates for a step that is about to run."""
+    def start_at(self, step: int, worse: int | None = None) -> None:
+        """Set the learning rates for a step that is about to run.
+
+        Args:
+            step: steps done before it.
+            worse: evaluations so far that were not the best; as at the last call if not given.
+        """
         self._step = step
-        factor = schedule_factor(self._schedule, step, self._total_steps)
+        self._worse = self._worse if worse is None else worse
+        factor = schedule_factor(self._schedule, step, self._total_steps, self._worse)
         for group, base in self._base:
             group["lr"] = base * factor
         self._fused.step()  # hands the rate to the kernels; the tables' update is in backward

@@ -11,7 +11,6 @@ from torchrec.distributed.types import ShardedModule
 
 from prismrec.config import UserError
 from prismrec.data.batch import Batch
-from prismrec.embeddings.access import set_steps_done
 from prismrec.train.model import Output
 from prismrec.train.sharding import ShardedModel
 
@@ -56,8 +55,8 @@ class Pipeline:
         try:
             yield
         finally:
-            steps = self._sharded.steps_before + self._sharded.optimizers.steps_done
-            set_steps_done(self._sharded.dmp, steps)  # the kernels count every lookup
+            steps = self._sharded.optimizers.steps_done
+            self._sharded.set_steps_done(steps)  # the kernels count every lookup
             self._pipeline.attach()
 
     def close(self) -> None:

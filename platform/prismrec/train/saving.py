@@ -157,7 +157,7 @@ class Saver:
         self.ledger = Ledger.from_json(extra["ledger"])
         state = TrainState.from_json(extra["state"])
         self._sharded.steps_before = extra.get("steps_before", 0)
-        access.set_steps_done(self._sharded.dmp, self._sharded.steps_before + state.step)
+        self._sharded.set_steps_done(state.step)
         self._saved_step = state.step
         self.has_resumed = True
         return state

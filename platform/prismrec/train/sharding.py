@@ -31,6 +31,7 @@ from prismrec.embeddings.plan import (
     predicted_bytes,
     sharding_plan,
 )
+from prismrec.embeddings.row_adam import RowAdam
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.sharder import Sharder, shard_tables
 from prismrec.embeddings.shards import LocalShard
@@ -119,6 +120,18 @@ class ShardedModel:
     def dense_optimizer(self) -> dict[str, Tensor]:
         """State of the dense optimizer by `parameter/state`, the tensors themselves."""
         return flat_state(self.plain[0], self.names)
+
+    def set_steps_done(self, steps: int) -> None:
+        """Tell whatever corrects the bias of Adam's moments how many steps are in them.
+
+        Args:
+            steps: of the run, without those that its weights started with.
+        """
+        steps += self.steps_before
+        access.set_steps_done(self.dmp, steps)
+        for optimizer in self.plain:
+            if isinstance(optimizer, RowAdam):
+                optimizer.steps_done = steps
 
     def average_copies(self) -> None:
         """Make the copies of the tables one, where groups of ranks have their own.

@@ -17,6 +17,7 @@ class TrainState:
         offsets: rows of that epoch already taken from each lane; empty at the start of an epoch.
         best: best score so far (larger is better), or None before the first evaluation.
         stale: evaluations since the best one.
+        worse: evaluations that were not the best when they were made, in all.
         stopped_early: patience ran out.
     """
 
@@ -26,6 +27,7 @@ class TrainState:
     offsets: list[int] = field(default_factory=list)
     best: float | None = None
     stale: int = 0
+    worse: int = 0
     stopped_early: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -42,6 +44,7 @@ class TrainState:
         is_best = self.best is None or score > self.best
         self.best = score if is_best else self.best
         self.stale = 0 if is_best else self.stale + 1
+        self.worse += not is_best
         self.stopped_early = patience is not None and self.stale >= patience
         return is_best
 

@@ -51,9 +51,10 @@ UVM = {"kernel": "fused_uvm", "sharding": "data_parallel"}
             "and shard, which embedding.allow_coupled_sets = true allows; use 'table_wise' or "
             "'row_wise' or 'table_row_wise' (table 'item')",
         ),
+        ({"sets": [WIDE], "sharding": "data_parallel", "optimizer": {"name": "adam"}}, ""),
         (
-            {"sets": [WIDE], "sharding": "data_parallel", "optimizer": {"name": "adam"}},
-            "embedding.sharding: 'data_parallel' is not possible with adam and fp32, which the set "
+            {"sets": [WIDE], "sharding": "data_parallel", "optimizer": {"name": "lamb"}},
+            "embedding.sharding: 'data_parallel' is not possible with lamb and fp32, which the set "
             "'wide' would have: such tables are not fused",
         ),
         (

@@ -155,6 +155,14 @@ def test_what_the_cpu_lacks_is_refused_by_name(name: str) -> None:
     check_optimizers(_spec(name=name), "cuda")
 
 
+def test_adam_on_the_cpu_is_for_tables_that_are_not_fused() -> None:
+    spec = _spec(name="adam", weight_decay=0.1)
+    with pytest.raises(UserError, match="small tables can have adam with sharding = 'data_par"):
+        check_optimizers(spec, "cpu")
+    whole = replace(spec.tables[0], sharding="data_parallel")
+    check_optimizers(replace(spec, tables=(whole,)), "cpu")
+
+
 @pytest.mark.parametrize("name", CPU_OPTIMIZERS)
 def test_what_the_cpu_has_passes(name: str) -> None:
     check_optimizers(_spec(name=name, clip=1.0), "cpu")
@@ -185,7 +193,8 @@ def test_a_sets_own_optimizer_is_checked_too() -> None:
         ({"name": "adagrad"}, "fp32", set()),
         ({"name": "adagrad"}, "fp16", {"data_parallel"}),
         ({"name": "sgd", "clip": 0.1}, "fp32", {"data_parallel"}),
-        ({"name": "adam"}, "fp32", {"data_parallel"}),
+        ({"name": "adam"}, "fp32", set()),
+        ({"name": "adam"}, "fp16", {"data_parallel"}),
         ({"name": "lamb"}, "fp32", {"data_parallel"} | COLUMNS),
         ({"name": "rowwise_adagrad"}, "fp32", {"data_parallel"} | COLUMNS),
         ({"name": "partial_rowwise_adam"}, "fp16", {"data_parallel"} | COLUMNS),
@@ -204,7 +213,8 @@ def test_kinds_that_would_change_the_numbers(
         ({"name": "sgd"}, None),
         ({"name": "adagrad", "eps": 0.1}, None),
         ({"name": "rowwise_adagrad"}, "rowwise_adagrad has no plain form"),
-        ({"name": "adam"}, "adam has no plain form"),
+        ({"name": "adam", "weight_decay": 0.1}, None),
+        ({"name": "lamb"}, "lamb has no plain form"),
         ({"name": "adagrad", "clip": 1.0}, "cannot be clipped one by one"),
     ],
 )

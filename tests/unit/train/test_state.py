@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from prismrec.config.train import DenseOptimizer, Schedule
 from prismrec.train.optimizers import Ema, dense_optimizer, flat_state, schedule_factor
@@ -30,6 +31,34 @@ def test_patience_counts_evaluations_without_a_better_one():
     state.judge(0.6, 2)  # equal is not better
     assert state.stopped_early
     assert TrainState.from_json(state.to_json()) == state
+
+
+def test_every_evaluation_that_was_not_the_best_counts_for_the_plateau():
+    state = TrainState()
+    seen = []
+    for value in (0.5, 0.4, 0.6, 0.6, 0.7, 0.1):
+        state.judge(value, None)
+        seen.append(state.worse)
+    assert seen == [0, 1, 1, 2, 2, 3]
+    schedule = Schedule(warmup_steps=4, decay="plateau", plateau_factor=0.5, min_factor=0.3)
+    factors = [
+        schedule_factor(schedule, step, 10, worse) for step, worse in ((1, 1), (9, 1), (9, 3))
+    ]
+    assert factors == [0.5, 0.5, 0.3]  # a warm-up goes first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plateau_factor": 0.5}, "plateau_factor changes nothing with decay = 'none'"),
+        ({"decay": "cosine", "plateau_factor": 0.5}, "plateau_factor .* 'cosine'"),
+        ({"decay": "plateau", "decay_steps": 5}, "decay_steps .* 'plateau'"),
+        ({"min_factor": 0.5}, "min_factor .* 'none'"),
+    ],
+)
+def test_what_a_schedule_would_not_hear_is_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        Schedule.model_validate(options)
 
 
 def test_scores_are_larger_when_better():
