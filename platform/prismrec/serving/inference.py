@@ -63,6 +63,8 @@ class InferenceModel:
         logit_offsets: (T,) what negative down-sampling makes of the head's logits; part of what
             `predict_logits` returns.
         maps: calibration of each task's logits behind that; empty where there is none.
+        spec: its sets and tables.
+        head: its dense part.
         unknown_ids: ids looked up as unknown so far, by feature.
     """
 
@@ -85,10 +87,10 @@ class InferenceModel:
         self.maps = [LogitMap.from_json(each) for each in manifest.calibration]
         self.unknown_ids: Counter[str] = Counter()
         self._lookup = lookup
-        self._head = head
+        self.head = head
         self._decoder = build_decoder(self.recipe)
         self._assembly = Assembly(spec, self.recipe.model, self.recipe.num_logits)
-        self._spec = spec
+        self.spec = spec
         self._encoders, self._scalers = encoders, scalers
         self._domains: Domains | None = None
         if self.recipe.reads_domain:
@@ -140,20 +142,36 @@ class InferenceModel:
         """
         arrays = raw.to_arrow(columns, self.columns)
         with torch.inference_mode():
-            features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
-            features += self._number_rows(arrays)
-            sets = self._lookup(features)
-            inputs = Inputs(
-                sets=self._assembly.sets(sets),
-                linear=self._assembly.linear(sets),
-                dense=self._dense(arrays, len(features[0].lengths)),
-                domain=self._domain(arrays),
-                sequences=self._assembly.sequences(sets, self._sequences(arrays)),
-            )
-            given, _ = self._head(inputs)
+            inputs, _ = self.inputs(arrays)
+            given, _ = self.head(inputs)
             logits, _ = self._decoder(given.float())
             logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
             return mapped(self.maps, logits) if calibrated else logits
+
+    def inputs(self, arrays: Mapping[str, pa.Array]) -> tuple[Inputs, list[FeatureRows]]:
+        """What the head is given for raw columns.
+
+        Args:
+            arrays: the needed columns by name, of the kinds in `columns`.
+
+        Returns:
+            The tensors, and what each field of `spec.fields` looked up.
+        """
+        features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
+        features += self._number_rows(arrays)
+        sets = self._lookup(features)
+        inputs = Inputs(
+            sets=self._assembly.sets(sets),
+            linear=self._assembly.linear(sets),
+            dense=self._dense(arrays, len(features[0].lengths)),
+            domain=self._domain(arrays),
+            sequences=self._assembly.sequences(sets, self._sequences(arrays)),
+        )
+        return inputs, features
+
+    def vectors(self, table: str, set_name: str, rows: Tensor) -> Tensor:
+        """Vectors (L, d_m) in one set of rows (L,) of a table, fp32."""
+        return self._lookup.vectors(table, set_name, rows)
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""
@@ -178,7 +196,7 @@ class InferenceModel:
     def _sequences(self, arrays: Mapping[str, pa.Array]) -> list[SetSequence]:
         """The sequences as all sets see them, read as the trainer reads them."""
         features, found = self.recipe.features, []
-        for sequence, lookup in zip(features.sequences, self._spec.sequences, strict=True):
+        for sequence, lookup in zip(features.sequences, self.spec.sequences, strict=True):
             where = "row {} of the request".format
             bags = read_behaviours(sequence, arrays, features.time, where)
             offsets = torch.from_numpy(bags[0].offsets.copy())
@@ -194,7 +212,7 @@ class InferenceModel:
                     intervals=torch.from_numpy(bags[-1].values) if lookup.intervals else None,
                     behaviours=[
                         self._behaviours(each, lookup, columns, count)
-                        for each in self._spec.sets
+                        for each in self.spec.sets
                         if each.name != LINEAR
                     ],
                 )
@@ -212,7 +230,7 @@ class InferenceModel:
         parts = []
         for each in lookup.behaviours:
             if of_set.covers(each.target):
-                table = self._spec.table_of(each.target)
+                table = self.spec.table_of(each.target)
                 rows = self._lookup.vectors(table.name, of_set.name, columns[each.key])
                 parts.append(rows.view(count, table.rows_per_id, of_set.dim).sum(1))
         return torch.cat(parts, 1) if parts else torch.zeros(count, 0)

@@ -49,7 +49,7 @@ def test_every_row_goes_through_the_head_of_its_domain(tmp_path: Path) -> None:
     alone = torch.stack([model.predict_logits({**raw, "tab": [s] * ROWS}) for s in range(3)])
     assert torch.equal(mixed, torch.stack([alone[s][row] for row, s in enumerate(tabs)]))
     assert (alone[0] - alone[1]).abs().min() > 1e-3
-    towers = model._head.towers
+    towers = model.head.towers
     assert towers.of_domain.heads.tolist() == [0, 1, 2]
 
 

@@ -1,0 +1,1 @@
+"""The report that shows what was found: chapters of plots, and the page that holds them."""
