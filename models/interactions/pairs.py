@@ -50,7 +50,7 @@ class _Pairs(Interaction):
         """Every weight 1, which is an FM."""
         nn.init.ones_(self.weight)
 
-    def _over_fields(self, num_trailing: int) -> Tensor:
+    def over_fields(self, num_trailing: int) -> Tensor:
         """([M,] N, N, ...) the weights of pair (i, j) at [i, j], zero where not i < j."""
         lead = self.weight.dim() - 1 - num_trailing
         trailing = self.weight.shape[lead + 1 :]
@@ -81,7 +81,7 @@ class FieldWeighted(_Pairs):
 
     def forward(self, X: Tensor) -> Tensor:
         """Map ([M,] B, N, K) to ([M,] B, K)."""
-        met = torch.einsum("...ij,...bik->...bjk", self._over_fields(0).to(X.dtype), X)
+        met = torch.einsum("...ij,...bik->...bjk", self.over_fields(0).to(X.dtype), X)
         return (widened(met) * X).sum(-2)
 
 
@@ -145,7 +145,7 @@ class FieldVectorised(_Pairs):
 
     def forward(self, X: Tensor) -> Tensor:
         """Map ([M,] B, N, K) to ([M,] B, K)."""
-        met = torch.einsum("...ijk,...bik->...bjk", self._over_fields(1).to(X.dtype), X)
+        met = torch.einsum("...ijk,...bik->...bjk", self.over_fields(1).to(X.dtype), X)
         return (widened(met) * X).sum(-2)
 
 
@@ -177,7 +177,7 @@ class FieldMatrixed(_Pairs):
     def forward(self, X: Tensor) -> Tensor:
         """Map ([M,] B, N, K) to ([M,] B, K)."""
         # [i, j, k, l] of the pairs to [(j, l), (i, k)], the (out, in) form of an affine map.
-        blocks = self._over_fields(2).movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
+        blocks = self.over_fields(2).movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
         met = affine(flatten(X), blocks.flatten(-2).flatten(-3, -2), None)
         return (widened(met).unflatten(-1, X.shape[-2:]) * X).sum(-2)
 
