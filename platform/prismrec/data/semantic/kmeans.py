@@ -93,7 +93,17 @@ def fit_centers(
         generator: of the CPU.
         iterations: passes over the vectors at most.
     """
-    centers = spread_centers(vectors, num_centers, generator)
+    return settled_centers(vectors, spread_centers(vectors, num_centers, generator), iterations)
+
+
+def settled_centers(vectors: Tensor, centers: Tensor, iterations: int) -> Tensor:
+    """(V, D) what centers move to; see `fit_centers`.
+
+    Args:
+        vectors: (n, D).
+        centers: (V, D) to begin with.
+        iterations: passes over the vectors at most.
+    """
     before = None
     for _ in range(iterations):
         codes = nearest(vectors, centers)
