@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -17,10 +18,23 @@ from prismrec.serving.inference import InferenceModel
 BATCH = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedSubject:
+    """A model to look at, and where it came from.
+
+    Args:
+        subject: the model with its rows.
+        run: the MLflow run that trained it, or None.
+    """
+
+    subject: Subject
+    run: str | None
+
+
 @contextmanager
 def opened_subjects(
     models: Sequence[str], data: str, split: str, most_rows: int, uri: str
-) -> Iterator[list[Subject]]:
+) -> Iterator[list[OpenedSubject]]:
     """Models, each with the first rows of a split as it sees them.
 
     Args:
@@ -38,7 +52,7 @@ def opened_subjects(
         for model in models:
             opened = stack.enter_context(opened_model(model, uri))
             rows = _Rows(opened.inference, data, split, most_rows)
-            subjects.append(rows.subject(opened.name))
+            subjects.append(OpenedSubject(rows.subject(opened.name), opened.run))
         yield subjects
 
 

@@ -166,12 +166,19 @@ def pair_abundance(
         tables: the vectors (rows_i, K) of every field i.
         blocks: the matrices M_{i->j} (K, K_out) by (i, j); pairs without one stay NaN.
     """
-    fields = tuple(tables)
+    return pair_abundance_of_grams({name: gram(table) for name, table in tables.items()}, blocks)
+
+
+def pair_abundance_of_grams(
+    grams: Mapping[str, Tensor], blocks: Mapping[tuple[str, str], Tensor]
+) -> PairAbundance:
+    """The same from the Gram matrices (K, K) of the fields' vectors; pairs with other fields are left out."""
+    fields = tuple(grams)
     place = {name: at for at, name in enumerate(fields)}
     values = torch.full((len(fields), len(fields)), math.nan, dtype=torch.float64)
-    grams = {name: gram(table) for name, table in tables.items()}
     for (source, partner), block in blocks.items():
-        projected = block.double().t() @ grams[source] @ block.double()
-        found = spectrum_of_gram(projected, tables[source].shape[0])
-        values[place[source], place[partner]] = found.information_abundance
+        if source in place and partner in place:
+            projected = block.double().t() @ grams[source] @ block.double()
+            abundance = spectrum_of_gram(projected, len(projected)).information_abundance
+            values[place[source], place[partner]] = abundance
     return PairAbundance(values, fields)

@@ -15,7 +15,19 @@ from typing import Annotated
 import typer
 
 import prismrec
-from prismrec.cli import bench, config, data, doctor, models, output, plan, run, tables, zoo
+from prismrec.cli import (
+    analyze,
+    bench,
+    config,
+    data,
+    doctor,
+    models,
+    output,
+    plan,
+    run,
+    tables,
+    zoo,
+)
 from prismrec.config.errors import UserError
 from prismrec.config.external import find_modules_in
 
@@ -48,6 +60,7 @@ app.command("train", epilog=run.TRAIN_EXAMPLE)(run.train)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
+app.command("analyze", epilog=analyze.EXAMPLE)(analyze.analyze)
 app.add_typer(models.app, name="models")
 app.add_typer(tables.app, name="tables")
 app.command("profile", epilog=bench.PROFILE_EXAMPLE)(bench.profile)

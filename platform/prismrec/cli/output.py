@@ -72,6 +72,24 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error for work of several parts; none where that is no terminal.
+
+    Yields:
+        What the work calls with what it does, how much of it is done and how much there is.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda title, done, total: bar.update(
+            task, description=title, completed=done, total=total
+        )
+
+
+@contextmanager
 def waiting(title: str) -> Iterator[None]:
     """A spinner on standard error while work of unknown length goes on."""
     with Console(stderr=True).status(title):

@@ -39,7 +39,8 @@ class Plot:
         shows: what to look for, in a sentence or two.
         definition: how the numbers are made, in a sentence.
         source: paper and section.
-        traces: Plotly traces, as plain dictionaries; a trace without a colour gets the page's.
+        traces: Plotly traces, as plain dictionaries of JSON values. `model`, the index of a model, gives a
+            trace that model's colour; without it or a colour of its own it gets the page's.
         layout: Plotly layout, as a dictionary; the page adds fonts, colours and margins.
         numbers: what is plotted.
     """

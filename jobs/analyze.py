@@ -1,0 +1,137 @@
+"""From models and rows to a report: chapter by chapter, written to a directory and kept with the runs."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prismrec
+from prismrec.analysis.report.chapter import Chapter
+from prismrec.analysis.report.collapse import collapse_chapter
+from prismrec.analysis.report.page import Report, csv_name, page
+from prismrec.analysis.subject import Progress, Subject
+from prismrec.config import UserError
+from prismrec.jobs.subjects import OpenedSubject, opened_subjects
+from prismrec.tracking.run import MlflowTracker
+from prismrec.tracking.uri import resolve_uri
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be analysed.
+
+    Args:
+        models: registry names, run ids or directories; each with rows of `data`.
+        data: a data set with the columns and labels of every model.
+        out: directory for the report, made if it is not there.
+        split: `train`, `valid` or `test` of each model's recipe, or `all`.
+        rows: rows to look at, the first ones of the split.
+        chapters: keys of the chapters wanted, all if not given.
+        uri: tracking URI of the registry and of the runs that keep the report.
+    """
+
+    models: tuple[str, ...]
+    data: str
+    out: Path
+    split: str
+    rows: int
+    chapters: tuple[str, ...]
+    uri: str
+
+
+CHAPTERS: dict[str, Callable[[Sequence[Subject], Request, Progress], Chapter]] = {
+    "collapse": lambda subjects, _, progress: collapse_chapter(subjects, progress),
+}
+"""By key, in the order of the report."""
+
+
+def analyze(request: Request, progress: Progress) -> dict[str, Any]:
+    """Write the report and its numbers, and keep the report with every model's run.
+
+    Args:
+        request: what is wanted.
+        progress: told what is being done and how far it is.
+
+    Returns:
+        The document of `analyze --json`: `report`, `rows`, `seconds`, `models`, `runs` that keep the
+        report, and by chapter its `summary` and what is `missing`.
+
+    Raises:
+        UserError: a model, the data, the split or a chapter is unknown.
+    """
+    started = time.perf_counter()
+    wanted = _wanted(request.chapters)
+    opened_all = opened_subjects(
+        request.models, request.data, request.split, request.rows, request.uri
+    )
+    with opened_all as opened:
+        subjects = [each.subject for each in opened]
+        chapters = [CHAPTERS[key](subjects, request, progress) for key in wanted]
+        report = Report("What training did", *_described(opened, request), chapters)
+        path = _write(report, request.out)
+        runs = sorted({each.run for each in opened if each.run is not None})
+    kept = [run for run in runs if _keep(request.uri, run, path)]
+    return {
+        "report": str(path),
+        "rows": {each.subject.name: each.subject.num_rows for each in opened},
+        "seconds": time.perf_counter() - started,
+        "models": [each.subject.name for each in opened],
+        "runs": kept,
+        "chapters": {
+            each.key: {"summary": list(each.summary), "missing": list(each.missing)}
+            for each in chapters
+        },
+    }
+
+
+def _wanted(chapters: Sequence[str]) -> list[str]:
+    unknown = [key for key in chapters if key not in CHAPTERS]
+    if unknown:
+        raise UserError(f"--chapter: there is no '{unknown[0]}'; there are {', '.join(CHAPTERS)}")
+    return [key for key in CHAPTERS if key in chapters or not chapters]
+
+
+def _described(opened: Sequence[OpenedSubject], request: Request) -> tuple[list[str], list[str]]:
+    """Names of the models, and the facts under the title."""
+    rows = {each.subject.num_rows for each in opened}
+    seen = " / ".join(f"{number:,}" for number in sorted(rows))
+    facts = [
+        f"{seen} rows of {Path(request.data).name or request.data}, {request.split}",
+        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        f"prismrec {prismrec.__version__}",
+    ]
+    many = len(opened) > 1
+    names = [
+        f"{at}: {each.subject.name}" if many else each.subject.name
+        for at, each in enumerate(opened, 1)
+    ]
+    return names, facts
+
+
+def _write(report: Report, out: Path) -> Path:
+    """The page and, beside it, the numbers of every plot as CSV; the page is whole or not there."""
+    numbers = out / "numbers"
+    numbers.mkdir(parents=True, exist_ok=True)
+    for chapter in report.chapters:
+        for plot in chapter.plots:
+            with (numbers / csv_name(chapter, plot)).open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(plot.numbers.columns)
+                writer.writerows(plot.numbers.rows)
+    path, unfinished = out / REPORT, out / f".{REPORT}"
+    unfinished.write_text(page(report), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _keep(uri: str, run: str, path: Path) -> bool:
+    """Put the report among the artifacts of a run; whether that was done."""
+    tracker = MlflowTracker.attach(resolve_uri(uri), run)
+    tracker.log_file(path, "analysis")
+    return tracker.close()
