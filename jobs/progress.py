@@ -59,6 +59,7 @@ class _Display:
         )
         self._bar = self.progress.add_task("starting workers", total=None, note="")
         self._tasks = tasks
+        self._collapsed = 0.0
 
     def take(self, event: dict[str, Any]) -> None:
         values = event.get("values", {})
@@ -91,3 +92,17 @@ class _Display:
             if parts:
                 line = f"step {step} {split}: " + "; ".join(parts)
                 self.progress.console.print(line, markup=False, soft_wrap=True)
+        collapsed = values.get("collapse/collapsed_sets", 0.0)
+        if collapsed > self._collapsed:
+            shares = {
+                name.removeprefix("collapse/share/"): share
+                for name, share in values.items()
+                if name.startswith("collapse/share/")
+            }
+            lowest = min(shares, key=shares.__getitem__)
+            line = (
+                f"step {step}: {collapsed:.0f} of {len(shares)} sets of tables use few of their dimensions "
+                f"(lowest: {lowest}, {shares[lowest]:.0%}); prismrec analyze shows them"
+            )
+            self.progress.console.print(line, markup=False, soft_wrap=True)
+        self._collapsed = max(self._collapsed, collapsed)

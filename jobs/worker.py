@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prismrec.analysis.collapse import CollapseProbe
 from prismrec.config import UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_per_process
@@ -45,7 +46,8 @@ def work(order: dict[str, Any]) -> None:
         _share_cores(ranks, order.get("threads"))
         tracker = _tracker(order, files, ranks)
         try:
-            session = Session(ranks, files, tracker, _attempt(order, ranks))
+            probe = CollapseProbe(below) if (below := recipe.evaluate.collapse_below) else None
+            session = Session(ranks, files, tracker, _attempt(order, ranks), probe)
             with signals_ask(session.stop_files()[1]):
                 outcome = train(recipe, open_data(recipe.data.path), session)
         except UserError as error:

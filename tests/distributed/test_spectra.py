@@ -96,7 +96,7 @@ def test_sharded_equals_whole(two_ranks, cut):
             assert seen == number
 
 
-def test_untrained_rows_would_hide_a_collapse():
+def test_untrained_rows_would_hide_a_collapse(caplog):
     """A tenth of the rows, of rank 1, were trained; the rest is noise as it was drawn."""
     from prismrec.analysis.collapse import CollapseProbe
     from prismrec.embeddings.shards import LocalShard
@@ -109,7 +109,14 @@ def test_untrained_rows_would_hide_a_collapse():
     spec = make_spec()
     spec = replace(spec, sets=spec.sets[:1], tables=(replace(spec.tables[0], rows=1000),))
     shard = LocalShard("user", "wide", 1000, WIDE, 0, 0, weight, {"accumulator": accumulator})
-    metrics = CollapseProbe(warn_below=0.3)([shard], spec, step=7)
+    probe = CollapseProbe(warn_below=0.3)
+    metrics = probe([shard], spec, step=7)
+    assert probe([shard], spec, step=8) == metrics
+    (warning,) = caplog.records  # once
+    assert warning.getMessage() == (
+        "step 7: sets of tables use less than 0.3 of their dimensions (table/set, dimensions used): "
+        "user/wide 1.0 of 8"
+    )
     assert metrics["collapse/abundance/user/wide"] == pytest.approx(1, abs=1e-3)
     assert metrics["collapse/share/user/wide"] == pytest.approx(1 / 8, abs=1e-3)
     assert metrics["collapse/collapsed_sets"] == 1

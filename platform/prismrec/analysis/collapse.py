@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch.distributed as dist
+
 from prismrec.analysis.spectra import Spectrum
 from prismrec.analysis.table_spectra import table_spectra
 from prismrec.embeddings.sets import LINEAR, EmbeddingSpec
 from prismrec.embeddings.shards import LocalShard
+
+MIN_ROWS = 64
+"""A table of fewer rows is never called collapsed: few rows span few dimensions whatever training does."""
+
+_log = logging.getLogger(__name__)
 
 
 class CollapseProbe:
@@ -14,18 +23,20 @@ class CollapseProbe:
     Args:
         warn_below: share of its possible information abundance below which a set is counted as
             collapsed, 0..1.
-        min_rows: tables with fewer trained rows are measured but never counted: few rows span few
-            dimensions whatever the training does.
+        min_rows: tables with fewer trained rows are measured but never counted.
     """
 
-    def __init__(self, warn_below: float, min_rows: int = 64) -> None:
+    def __init__(self, warn_below: float, min_rows: int = MIN_ROWS) -> None:
         self._warn_below = warn_below
         self._min_rows = min_rows
+        self._known: set[str] = set()
 
     def __call__(
         self, shards: list[LocalShard], spec: EmbeddingSpec, step: int
     ) -> dict[str, float]:
         """Information abundance of every set of every table over those of its rows that moved.
+
+        Warns once, on the first rank, of each set that has fallen below the threshold.
 
         Collective: every rank calls it with its own shards.
 
@@ -34,15 +45,30 @@ class CollapseProbe:
             the most possible, and `collapse/collapsed_sets`, how many lie below the threshold.
         """
         metrics: dict[str, float] = {}
-        collapsed = 0
+        collapsed: dict[str, Spectrum] = {}
         for key, spectrum in table_spectra(shards, spec).items():
             if key.rpartition("/")[2] == LINEAR or spectrum.is_zero:
                 continue
             share = spectrum.information_abundance / spectrum.bound
             metrics[f"collapse/abundance/{key}"] = spectrum.information_abundance
             metrics[f"collapse/share/{key}"] = share
-            collapsed += self._is_collapsed(spectrum, share)
-        return metrics | {"collapse/collapsed_sets": float(collapsed)}
+            if spectrum.rows >= self._min_rows and share < self._warn_below:
+                collapsed[key] = spectrum
+        self._warn(collapsed, step)
+        return metrics | {"collapse/collapsed_sets": float(len(collapsed))}
 
-    def _is_collapsed(self, spectrum: Spectrum, share: float) -> bool:
-        return spectrum.rows >= self._min_rows and share < self._warn_below
+    def _warn(self, collapsed: dict[str, Spectrum], step: int) -> None:
+        new = [key for key in collapsed if key not in self._known]
+        self._known.update(new)
+        if not new or (dist.is_initialized() and dist.get_rank() > 0):
+            return
+        told = ", ".join(
+            f"{key} {collapsed[key].information_abundance:.1f} of {collapsed[key].bound}"
+            for key in new
+        )
+        _log.warning(
+            "step %d: sets of tables use less than %g of their dimensions (table/set, dimensions used): %s",
+            step,
+            self._warn_below,
+            told,
+        )

@@ -169,6 +169,9 @@ class EvaluateSection(Section):
     """Id column whose training frequency cuts the rows into slices of rare to frequent ids."""
     bootstrap: int = Field(default=200, ge=0)
     """Resamples behind the interval of the AUC at the end; 0 gives none."""
+    collapse_below: float = Field(default=0.2, ge=0, le=1)
+    """Each evaluation measures how many of its possible dimensions every set of every table uses, and
+    warns of those below this share; 0 measures nothing."""
 
 
 class CheckpointSection(Section):

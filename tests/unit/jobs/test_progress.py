@@ -39,3 +39,19 @@ def test_what_was_matched_is_shown_once(tmp_path: Path) -> None:
         "of other runs",
     ]
     assert line.index("1,041") + 5 == columns.index("matched") + 7  # numbers stand on the right
+
+
+def test_sets_that_collapse_are_told_when_there_are_more_of_them(tmp_path: Path) -> None:
+    files, out = RunFiles(tmp_path), io.StringIO()
+    log = EventLog(files.events)
+    with shown_progress(files.events, Console(file=out, width=40), ("click",)):
+        time.sleep(0.05)
+        for step, collapsed in ((5, 0.0), (10, 1.0), (15, 1.0), (20, 2.0)):
+            shares = {"collapse/share/user/wide": 0.125, "collapse/share/item/wide": 0.5}
+            log.log_metrics({"collapse/collapsed_sets": collapsed, **shares}, step)
+    first, second = out.getvalue().strip().splitlines()
+    assert first == (
+        "step 10: 1 of 2 sets of tables use few of their dimensions (lowest: user/wide, 12%); "
+        "prismrec analyze shows them"
+    )
+    assert second.startswith("step 20: 2 of 2 sets")

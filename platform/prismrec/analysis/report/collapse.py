@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prismrec.analysis.collapse import MIN_ROWS
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
 from prismrec.analysis.report.pair_collapse import pair_plots
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.analysis.subject_spectra import Measured, by_rows, by_samples, looked_up
 
-MIN_ROWS = 64
-"""A table of fewer rows is never called collapsed: few rows span few dimensions whatever training does."""
 COLLAPSED_BELOW = 0.2
 """Share of the most possible information abundance below which a set of a table is called collapsed."""
 ENERGY = 0.99
