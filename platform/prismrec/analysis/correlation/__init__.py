@@ -1,0 +1,26 @@
+"""Category-wise target-aware correlation: what histories say in the data, and what a model makes of it."""
+
+from prismrec.analysis.correlation.information import (
+    PLUG_IN,
+    Counts,
+    Estimate,
+    min_max,
+    mutual_information,
+)
+from prismrec.analysis.correlation.score import Scores, pearson, score, spearman
+from prismrec.analysis.correlation.truth import Question, count_behaviours, question_of
+
+__all__ = [
+    "PLUG_IN",
+    "Counts",
+    "Estimate",
+    "Question",
+    "Scores",
+    "count_behaviours",
+    "min_max",
+    "mutual_information",
+    "pearson",
+    "question_of",
+    "score",
+    "spearman",
+]
