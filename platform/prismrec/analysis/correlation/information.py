@@ -117,7 +117,7 @@ class Counts:
             each: rows of either label with the behaviour that are needed. Both defaults are those
                 of the released code of DARE (arXiv:2410.02604).
         """
-        enough: NDArray[np.bool_] = (self.behaviours >= each).all(-1)
+        enough: NDArray[np.bool_] = np.all(self.behaviours >= each, axis=-1)
         return enough & (self.rows.sum(-1) >= rows)[:, None, None]
 
 
