@@ -104,4 +104,5 @@ class _Rows:
                     name: FieldRows(each.rows, each.lengths)
                     for name, each in zip(inference.spec.fields, fields, strict=True)
                 },
+                columns=arrays,
             )

@@ -5,7 +5,7 @@ Notation: B rows, T behaviours of a sequence, S sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,13 @@ class SequenceVectors(nn.Module):
     Attributes:
         widths: by set that is read, the width of its vector: those of all sequences side by side. Sets
             that cover no behaviour are not there.
+        groups: of each of `readers`, the sequence that it reads and the sets of its copies.
     """
 
     def __init__(self, spec: SequenceSpec, fields: Fields, sets: Iterable[int]) -> None:
         super().__init__()
         self.widths: dict[int, int] = {}
-        self._groups: list[tuple[int, tuple[int, ...]]] = []
+        self.groups: list[tuple[int, tuple[int, ...]]] = []
         modules: list[SequenceModule] = []
         for index, shape in enumerate(fields.sequences):
             for group in _by_width(shape, sets):
@@ -38,7 +39,7 @@ class SequenceVectors(nn.Module):
                     shape.widths[group[0]], shape.attention, shape.positions, shape.intervals
                 )
                 modules.append(spec.build(widths, None if len(group) == 1 else len(group)))
-                self._groups.append((index, group))
+                self.groups.append((index, group))
                 for each in group:
                     self.widths[each] = self.widths.get(each, 0) + modules[-1].out_dim
         self.readers = nn.ModuleList(modules)
@@ -46,19 +47,30 @@ class SequenceVectors(nn.Module):
     def forward(self, sequences: list[SequenceInputs]) -> dict[int, Tensor]:
         """The vectors (B, width) by set."""
         parts: dict[int, list[Tensor]] = {each: [] for each in self.widths}
-        for (index, group), reader in zip(self._groups, self.readers, strict=True):
-            given = sequences[index]
-            order = Order(given.offsets, given.positions, given.intervals)
-            attention = None if given.attention is None else tuple(given.attention)
-            behaviours = _stacked([given.behaviours[each] for each in group])
-            targets = _stacked([given.targets[each] for each in group])
-            found = reader(behaviours, targets, order, attention)
+        for (index, group), reader in zip(self.groups, self.readers, strict=True):
+            found = reader(*module_inputs(sequences[index], group))
             for each, vectors in zip(group, found if len(group) > 1 else [found], strict=True):
                 parts[each].append(vectors)
         return {
             each: vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1)
             for each, vectors in parts.items()
         }
+
+
+def module_inputs(
+    given: SequenceInputs, sets: Sequence[int]
+) -> tuple[Tensor, Tensor, Order, tuple[Tensor, ...] | None]:
+    """What the module of some sets is called with, those of several sets stacked for its copies.
+
+    Args:
+        given: a sequence.
+        sets: sets of one width, as indices.
+    """
+    order = Order(given.offsets, given.positions, given.intervals)
+    attention = None if given.attention is None else tuple(given.attention)
+    behaviours = _stacked([given.behaviours[each] for each in sets])
+    targets = _stacked([given.targets[each] for each in sets])
+    return behaviours, targets, order, attention
 
 
 def _by_width(shape: SequenceShape, sets: Iterable[int]) -> list[tuple[int, ...]]:

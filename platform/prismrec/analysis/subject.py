@@ -6,8 +6,9 @@ Notation: B rows of a batch, T tasks, L ids that a field looks up in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import pyarrow as pa
 from torch import Tensor, nn
 
 from prismrec.config import Recipe
@@ -39,11 +40,13 @@ class Sample:
         inputs: what the model's `forward` takes.
         labels: (B, T) float32, 0 or 1, NaN where a task has no valid label.
         fields: what every field of the spec looks up, in `EmbeddingSpec.fields`' order.
+        columns: what the model reads of these rows, as it stands in the data set, by name.
     """
 
     inputs: Inputs
     labels: Tensor
     fields: Mapping[str, FieldRows]
+    columns: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,20 +7,26 @@ from prismrec.analysis.correlation.information import (
     min_max,
     mutual_information,
 )
+from prismrec.analysis.correlation.learned import LearnedMap, learned_map, normalised
 from prismrec.analysis.correlation.score import Scores, pearson, score, spearman
+from prismrec.analysis.correlation.tables import table_map
 from prismrec.analysis.correlation.truth import Question, count_behaviours, question_of
 
 __all__ = [
     "PLUG_IN",
     "Counts",
     "Estimate",
+    "LearnedMap",
     "Question",
     "Scores",
     "count_behaviours",
+    "learned_map",
     "min_max",
     "mutual_information",
+    "normalised",
     "pearson",
     "question_of",
     "score",
     "spearman",
+    "table_map",
 ]
