@@ -23,7 +23,7 @@ ONLY_CATEGORIES = (
     "features.sequences=[{name='history', gaps='ago', max_length=4, num_buckets=12, "
     "behaviours=[{column='categories', target='category'}]}]"
 )
-DARE = (
+DECOUPLED = (
     "embedding.sets=[{name='wide', dim=8}, {name='att', dim=4, features=['item', 'category']}]",
     "model.sequence={kind='dare', attention='att', encoding='position', combine='concat', time_dim=2}",
 )

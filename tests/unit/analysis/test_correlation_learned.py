@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ from prismrec.analysis.correlation import (
     table_map,
 )
 from prismrec.analysis.correlation.modules import readers_of
-from prismrec.models.sequence import DARE as DAREModule
-from prismrec.models.sequence import DIN, TIM, SequenceModule
-from tests.unit.analysis.histories import DARE, ONLY_CATEGORIES, TWO_ALIKE, Drawn, drawn_model
+from prismrec.models.sequence import DARE, DIN, TIM, SequenceModule
+from tests.unit.analysis.histories import (
+    DECOUPLED,
+    ONLY_CATEGORIES,
+    TWO_ALIKE,
+    Drawn,
+    drawn_model,
+)
 from tests.unit.analysis.subjects import make_subject, quiet
 
 TRUTH = np.array([0.548771, 0.048795, 0.311255])
@@ -33,7 +39,9 @@ NORMS = np.array([[1, 0.9, 0.8], [0.5, 0.5, 0.4]])
 CATEGORIES = np.array([3, 0, 5], np.int64)
 CASES: dict[str, tuple[str, ...]] = {
     "tim": (),
-    "tim, appended": ("model.sequence={kind='tim', encoding='both', combine='concat', time_dim=3}",),
+    "tim, appended": (
+        "model.sequence={kind='tim', encoding='both', combine='concat', time_dim=3}",
+    ),
     "tim, two copies": (TWO_ALIKE,),
     "tim without time": ("model.sequence={kind='tim', encoding='none'}",),
     "tim without attention": ("model.sequence={kind='tim', attention=false}",),
@@ -41,7 +49,19 @@ CASES: dict[str, tuple[str, ...]] = {
     "tim, empty token": ("model.sequence={kind='tim', empty_token=true}",),
     "din": ("model.sequence={kind='din', hidden=[5]}",),
     "din, sums": ("model.sequence={kind='din', hidden=[5], pooling='sum'}", TWO_ALIKE),
-    "dare": DARE,
+    "dare": DECOUPLED,
+}
+POSITIONS: dict[str, tuple[str, ...]] = {
+    "tim": ("model.sequence={kind='tim', encoding='position'}",),
+    "tim, two copies": (
+        TWO_ALIKE,
+        "model.sequence={kind='tim', encoding='position', combine='concat'}",
+    ),
+    "tim without time": CASES["tim without time"],
+    "dare": (
+        "embedding.sets=[{name='wide', dim=8}, {name='att', dim=4, features=['category']}]",
+        DECOUPLED[1],
+    ),
 }
 
 
@@ -97,10 +117,12 @@ def test_sets_are_averaged_or_looked_at_alone() -> None:
 
 
 def _readers(head: nn.Module) -> list[SequenceModule]:
-    return [each for each in head.modules() if isinstance(each, TIM | DIN | DAREModule)]
+    return [each for each in head.modules() if isinstance(each, TIM | DIN | DARE)]
 
 
-def _vector(drawn: Drawn, names: tuple[str, ...], of_set: str, ids: tuple[int | None, ...]) -> Tensor:
+def _vector(
+    drawn: Drawn, names: tuple[str, ...], of_set: str, ids: tuple[int | None, ...]
+) -> Tensor:
     """Vectors of the sides of a behaviour or target in a set, one id after another."""
     parts = []
     for name, value in zip(names, ids, strict=True):
@@ -117,17 +139,25 @@ def _expected(drawn: Drawn, module: SequenceModule, copy: int, of_set: str) -> d
     """z and ||r|| of every behaviour by cell, one behaviour at a time."""
     cells: dict[Any, list[tuple[float, float]]] = {}
     known = CATEGORIES.tolist()
+    for behaviour, target, place in _events(drawn):
+        found = _one(drawn, module, copy, of_set, behaviour, target, place)
+        cell = (known.index(target[1]), known.index(behaviour[1]), place[0] - 1)
+        cells.setdefault(cell, []).append(found)
+    return cells
+
+
+def _events(drawn: Drawn) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, int]]]:
+    """Behaviour and target (item, category) and (position, interval) of whatever counts."""
+    known = CATEGORIES.tolist()
     for row in drawn.rows.to_pylist():
-        sides = list(zip(row["items"] or [], row["categories"] or [], row["ago"] or [], strict=True))
+        sides = list(
+            zip(row["items"] or [], row["categories"] or [], row["ago"] or [], strict=True)
+        )
         early = [each for each in sides if each[2] is not None and each[2] > 0][-4:]
-        target = (row["item"], row["category"])
         for position, (item, category, ago) in enumerate(reversed(early), 1):
             if position <= 3 and row["category"] in known and category in known:
-                place = (position, _bucket(np.float32(ago)))
-                found = _one(drawn, module, copy, of_set, (item, category), target, place)
-                cell = (known.index(row["category"]), known.index(category), position - 1)
-                cells.setdefault(cell, []).append(found)
-    return cells
+                place = (position, _bucket(float(np.float32(ago))))
+                yield (item, category), (row["item"], row["category"]), place
 
 
 def _one(
@@ -145,7 +175,7 @@ def _one(
         return (weight[copy] if weight.dim() == wide + 1 else weight).detach().double()
 
     names = ("item", "category")
-    if isinstance(module, DAREModule):
+    if isinstance(module, DARE):
         table = own(module.of_attention.positions, 2)
         e, v = (_vector(drawn, names, "att", each) for each in (behaviour, target))
         z = e @ v / math.sqrt(8) + table[place[0]] @ table[0] / math.sqrt(2)
@@ -184,7 +214,7 @@ def test_models_against_plain_loops(case: str, tmp_path: Path) -> None:
     assert (question.column, question.target) == ("categories", "category")
     seen: list[tuple[str, int, int]] = []
     found = learned_map(
-        drawn.subject, question, CATEGORIES, lambda *told: seen.append(told)  # type: ignore[arg-type]
+        drawn.subject, question, CATEGORIES, lambda *told: seen.append(told), of="behaviours"
     )
     assert found is not None
     assert seen[-1][1:] == (192, 192)
@@ -200,7 +230,8 @@ def test_models_against_plain_loops(case: str, tmp_path: Path) -> None:
         assert len(cells) > 15
         for cell in np.ndindex(3, 3, 3):
             if cell not in cells:
-                assert math.isnan(found.logits[at][cell]) and found.support[cell] == 0
+                assert math.isnan(found.logits[at][cell])
+                assert found.support[cell] == 0
                 continue
             z, norm = np.mean(cells[cell], axis=0)
             assert found.support[cell] == len(cells[cell])
@@ -210,28 +241,27 @@ def test_models_against_plain_loops(case: str, tmp_path: Path) -> None:
     assert found.is_exponential == (case != "din, sums")
 
 
-@pytest.mark.parametrize("case", ["tim", "tim, two copies", "tim without time", "dare"])
+@pytest.mark.parametrize("case", POSITIONS)
 def test_tables_say_what_rows_say_where_behaviours_are_categories(
     case: str, tmp_path: Path
 ) -> None:
     """Behaviours that are a category and a position only have the same z wherever they come."""
-    position = ("model.sequence={kind='tim', encoding='position'}",) if case == "tim" else ()
-    if case == "tim, two copies":
-        position = ("model.sequence={kind='tim', encoding='position', combine='concat'}",)
-    drawn = drawn_model(tmp_path, *CASES[case], *position, ONLY_CATEGORIES)
+    drawn = drawn_model(tmp_path, *POSITIONS[case], ONLY_CATEGORIES)
     question = question_of(drawn.subject, positions=3)
     assert question is not None
-    rows = learned_map(drawn.subject, question, CATEGORIES, quiet)
-    moved = learned_map(drawn.subject, question, CATEGORIES, quiet, is_moved=True)
+    rows = learned_map(drawn.subject, question, CATEGORIES, quiet, of="behaviours")
+    means = learned_map(drawn.subject, question, CATEGORIES, quiet)
     tables = table_map(drawn.subject, question, CATEGORIES)
-    assert rows is not None and tables is not None and moved is not None
+    assert rows is not None
+    assert tables is not None
+    assert means is not None
     assert rows.sets == tables.sets
     known = ~np.isnan(rows.logits)
     assert 15 < known[0].sum()
     for name in ("logits", "norms"):
         expected = getattr(tables, name)
         np.testing.assert_allclose(getattr(rows, name)[known], expected[known], atol=1e-6)
-        np.testing.assert_allclose(getattr(moved, name), expected, atol=1e-6)
+        np.testing.assert_allclose(getattr(means, name)[known], expected[known], atol=1e-6)
 
 
 def test_tables_hold_the_category_s_part_of_a_behaviour(tmp_path: Path) -> None:
@@ -264,21 +294,54 @@ def test_the_published_map_of_din_is_an_inner_product(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.norms[at, 1, :, 2], e.norm(dim=1), atol=1e-6)
 
 
-def test_a_model_without_time_is_flat_once_behaviours_are_moved(tmp_path: Path) -> None:
-    drawn = drawn_model(tmp_path, "model.sequence={kind='tim', encoding='none'}")
+@pytest.mark.parametrize("case", ["tim without time", "din"])
+def test_a_model_without_time_is_flat_once_categories_stand_for_items(
+    case: str, tmp_path: Path
+) -> None:
+    drawn = drawn_model(tmp_path, *CASES[case])
     question = question_of(drawn.subject, positions=3)
     assert question is not None
-    rows, moved = (
-        learned_map(drawn.subject, question, CATEGORIES, quiet, is_moved=each)
-        for each in (False, True)
-    )
-    assert rows is not None and moved is not None
+    items = learned_map(drawn.subject, question, CATEGORIES, quiet, of="behaviours")
+    means = learned_map(drawn.subject, question, CATEGORIES, quiet)
+    assert items is not None
+    assert means is not None
     truth = np.random.default_rng(0).random((3, 3, 3))
-    assert (np.abs(score(truth, rows.published()).own) > 0.01).all()  # chance alone
-    assert (score(truth, moved.published()).own == 0).all()
-    assert (score(truth, moved.raw()).own == 0).all()
-    assert moved.support is not None and rows.support is not None
-    assert (moved.support == rows.support.sum(-1, keepdims=True)).all()
+    assert (np.abs(score(truth, items.published()).own) > 0.01).all()  # chance alone
+    assert (score(truth, means.published()).own == 0).all()
+    assert (score(truth, means.raw()).own == 0).all()
+    np.testing.assert_array_equal(means.support, items.support)
+
+
+def test_categories_stand_by_their_mean_vectors(tmp_path: Path) -> None:
+    """With time, by loops: mean vectors first, then each behaviour at its place."""
+    drawn = drawn_model(tmp_path)
+    question = question_of(drawn.subject, positions=3)
+    assert question is not None
+    found = learned_map(drawn.subject, question, CATEGORIES, quiet)
+    assert found is not None
+    module = _readers(drawn.head)[0]
+    events = list(_events(drawn))
+    sides: dict[tuple[str, int], list[Tensor]] = {}
+    for row in drawn.rows.to_pylist():
+        target = (row["item"], row["category"])
+        vector = _vector(drawn, ("item", "category"), "wide", target)
+        sides.setdefault(("target", row["category"]), []).append(vector)
+    for behaviour, _, _ in events:
+        vector = _vector(drawn, ("item", "category"), "wide", behaviour)
+        sides.setdefault(("behaviour", behaviour[1]), []).append(vector)
+    means = {key: torch.stack(vectors).mean(0) for key, vectors in sides.items()}
+    temporal = module.temporal
+    cells: dict[tuple[int, ...], list[float]] = {}
+    known = CATEGORIES.tolist()
+    for behaviour, target, (position, bucket) in events:
+        tables = [each.detach().double() for each in (temporal.positions, temporal.intervals)]
+        e = means["behaviour", behaviour[1]] + tables[0][position] + tables[1][bucket]
+        v = means["target", target[1]] + tables[0][0] + tables[1][0]
+        cell = (known.index(target[1]), known.index(behaviour[1]), position - 1)
+        cells.setdefault(cell, []).append(float(e @ v) / 4)
+    assert len(cells) > 15
+    for cell, values in cells.items():
+        assert found.logits[0][cell] == pytest.approx(np.mean(values), abs=1e-6)
 
 
 def test_batches_of_rows_do_not_matter(tmp_path: Path) -> None:
@@ -288,7 +351,8 @@ def test_batches_of_rows_do_not_matter(tmp_path: Path) -> None:
     question = question_of(whole, positions=3)
     assert question is not None
     maps = [learned_map(each, question, CATEGORIES, quiet) for each in (whole, parts)]
-    assert maps[0] is not None and maps[1] is not None
+    assert maps[0] is not None
+    assert maps[1] is not None
     np.testing.assert_allclose(maps[0].logits, maps[1].logits, atol=1e-12)
 
 

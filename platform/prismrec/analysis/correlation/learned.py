@@ -1,8 +1,8 @@
 """The correlation that a model has learned, by target category, category of a behaviour and position.
 
 A map holds the logit z and the length of the summed vector r of each cell. Made from data it is the mean
-over the behaviours of a cell that the model saw; made from tables (`tables.py`) it is what the vectors of the
-categories say by themselves.
+over the behaviours of a cell, or over what stands for them; made from tables (`tables.py`) it is what the
+vectors of categories and positions say by themselves.
 
 Source: "Temporal Interest Network for User Response Prediction" (WWW 2024), figure of learned
 correlation, and its released code for the published normalisation.
@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prismrec.analysis.correlation.information import Floats, Ints
 from prismrec.analysis.correlation.modules import Reader, readers_of, strength
-from prismrec.analysis.correlation.truth import Question, events_of, source_of
+from prismrec.analysis.correlation.truth import Events, Question, events_of, source_of
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.models.assembly import split_sets
 from prismrec.models.inputs import SequenceInputs
 
+Of = Literal["categories", "behaviours"]
 DOING = "correlations learned by {}"
 """What progress calls the pass over a model's rows."""
 
@@ -141,22 +144,23 @@ def learned_map(
     question: Question,
     categories: Ints,
     progress: Progress,
-    is_moved: bool = False,
+    of: Of = "categories",
 ) -> LearnedMap | None:
-    """The mean z and ||r|| of a model over the behaviours of its rows.
+    """The mean z and ||r|| of a model over the behaviours of its rows, each at its position and interval.
 
-    Which items are behaved towards differs from position to position, so that the means of a model that
-    knows no position differ too. With `is_moved` each behaviour is asked at every position in turn, with its
-    own item and interval, and what is left is what the model makes of the position.
+    Which items are behaved towards, and who is asked, differs from position to position, so that the means
+    of a model that knows no time differ too. `of="categories"` lets a behaviour stand by the mean
+    vector of its category, and a target likewise: what differs then is what the model makes of
+    position and interval, and one that knows neither is flat.
 
-    Sums only are kept: S x K x K x P of them.
+    Sums only are kept: S x K x K x P of them, and the mean vectors.
 
     Args:
         subject: the model; its samples must have their columns.
         question: which behaviours and targets.
         categories: (K,) ids.
         progress: told the rows done.
-        is_moved: whether behaviours are moved to every position; else each stays at its own.
+        of: `behaviours` takes them as they are.
 
     Returns:
         None where the model does not read these behaviours, or has no sequence module for them.
@@ -169,19 +173,16 @@ def learned_map(
     if place is None or not readers:
         return None
     names = set_names(subject, readers)
+    passes = 2 if of == "categories" else 1
+    means = _Means(subject, place, categories, progress) if of == "categories" else None
     sums = _Sums(len(names), (len(categories), len(categories), question.positions))
-    done = 0
+    done = (passes - 1) * subject.num_rows
     for sample in subject.samples():
         events = events_of(place.question, sample.columns, categories)
-        if is_moved:
-            pairs = events.cell // question.positions * question.positions
-            for position in range(question.positions):
-                moved = _at_position(sample.inputs.sequences, place.sequence, position + 1)
-                sums.add(readers, moved, events.kept, pairs + position)
-        else:
-            sums.add(readers, sample.inputs.sequences, events.kept, events.cell)
+        given = sample.inputs.sequences
+        sums.add(readers, given if means is None else means.instead(given, events), events)
         done += len(events.of_target)
-        progress(DOING.format(subject.name), done, subject.num_rows)
+        progress(DOING.format(subject.name), done, passes * subject.num_rows)
     logits, norms = sums.means()
     return LearnedMap(
         categories=categories,
@@ -192,6 +193,77 @@ def learned_map(
         is_exponential=readers[0].is_exponential,
         is_standardised=readers[0].is_standardised,
     )
+
+
+class _Means:
+    """Mean vectors of behaviours and targets by category, in every set.
+
+    Args:
+        subject: the model.
+        place: its sequence.
+        categories: (K,) ids.
+        progress: told the rows done, of two passes.
+    """
+
+    def __init__(
+        self, subject: Subject, place: Place, categories: Ints, progress: Progress
+    ) -> None:
+        self._sequence, size = place.sequence, len(categories)
+        counts = torch.zeros(2, size, 1, dtype=torch.float64)
+        sums: tuple[list[Tensor], list[Tensor]] = ([], [])
+        done = 0
+        for sample in subject.samples():
+            events = events_of(place.question, sample.columns, categories)
+            given = sample.inputs.sequences[self._sequence]
+            rows = np.flatnonzero(events.of_target >= 0)
+            for kind, (vectors, index, owner) in enumerate(
+                (
+                    (_behaviours(given), events.kept, events.category),
+                    (_targets(given), rows, events.of_target[rows]),
+                )
+            ):
+                of_kind, into = torch.from_numpy(index), torch.from_numpy(owner)
+                if not sums[kind]:
+                    sums[kind].extend(
+                        torch.zeros(size, each.shape[1], dtype=torch.float64) for each in vectors
+                    )
+                for total, each in zip(sums[kind], vectors, strict=True):
+                    total.index_add_(0, into, each[of_kind].double())
+                counts[kind] += torch.bincount(into, minlength=size)[:, None]
+            done += len(events.of_target)
+            progress(DOING.format(subject.name), done, 2 * subject.num_rows)
+        self._behaviours, self._targets = (
+            [total / count.clamp(min=1) for total in of_kind]
+            for of_kind, count in zip(sums, counts, strict=True)
+        )
+
+    def instead(self, given: Sequence[SequenceInputs], events: Events) -> list[SequenceInputs]:
+        """The sequences with mean vectors in the place of the behaviours that count and of targets."""
+        changed, own = list(given), given[self._sequence]
+        kept, category = torch.from_numpy(events.kept), torch.from_numpy(events.category)
+        of_target = torch.from_numpy(events.of_target).clamp(min=0)
+        count = len(own.positions)
+        behaviours = [
+            torch.zeros(count, mean.shape[1], dtype=mean.dtype).index_copy(0, kept, mean[category])
+            for mean in self._behaviours
+        ]
+        targets = [mean[of_target] for mean in self._targets]
+        sets = len(own.behaviours)
+        attention = None if own.attention is None else [behaviours[sets], targets[sets]]
+        changed[self._sequence] = replace(
+            own, behaviours=behaviours[:sets], targets=targets[:sets], attention=attention
+        )
+        return changed
+
+
+def _behaviours(given: SequenceInputs) -> list[Tensor]:
+    """Vectors (T, W) of behaviours in every set, that of the attention last."""
+    return given.behaviours + ([] if given.attention is None else given.attention[:1])
+
+
+def _targets(given: SequenceInputs) -> list[Tensor]:
+    """Vectors (B, W) of targets in every set, that of the attention last."""
+    return given.targets + ([] if given.attention is None else given.attention[1:])
 
 
 class _Sums:
@@ -208,16 +280,16 @@ class _Sums:
         self._sums = np.zeros((2, num_sets, len(self._count)))
 
     def add(
-        self, readers: Sequence[Reader], given: Sequence[SequenceInputs], kept: Ints, cells: Ints
+        self, readers: Sequence[Reader], given: Sequence[SequenceInputs], events: Events
     ) -> None:
-        """Add the behaviours `kept` of a batch, (E,), to their cells."""
-        self._count += np.bincount(cells, minlength=len(self._count))
+        """Add the behaviours of a batch that count to their cells."""
+        self._count += np.bincount(events.cell, minlength=len(self._count))
         found = [strength(reader, given) for reader in readers]
         logits = torch.cat([each.logits for each in found]).numpy()
         norms = torch.cat([each.norms for each in found]).numpy()
         for sums, values in zip(self._sums, (logits, norms), strict=True):
             for of_set, row in zip(sums, values, strict=True):
-                of_set += np.bincount(cells, row[kept], len(self._count))
+                of_set += np.bincount(events.cell, row[events.kept], len(self._count))
 
     def means(self) -> tuple[Floats, Floats]:
         """(S, K, K, P) mean z and mean ||r||, NaN without a behaviour."""
@@ -229,16 +301,6 @@ class _Sums:
     def support(self) -> Ints:
         """(K, K, P) behaviours in each cell."""
         return self._count.reshape(self._shape)
-
-
-def _at_position(
-    given: Sequence[SequenceInputs], sequence: int, position: int
-) -> list[SequenceInputs]:
-    """The sequences with all behaviours of one of them at one position."""
-    moved = list(given)
-    own = given[sequence]
-    moved[sequence] = replace(own, positions=torch.full_like(own.positions, position))
-    return moved
 
 
 def readers_of_sequence(subject: Subject, sequence: int) -> list[Reader]:

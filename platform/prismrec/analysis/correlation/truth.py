@@ -162,16 +162,16 @@ class Events:
         reach: (n,) positions up to P that the row has behaviours at.
         kept: (E,) which of the batch's T behaviours each event is.
         row: (E,) its row.
+        category: (E,) place of its category among K.
         cell: (E,) its cell of a map (K, K, P), flat.
-        shape: (K, K, P).
     """
 
     of_target: Ints
     reach: Ints
     kept: Ints
     row: Ints
+    category: Ints
     cell: Ints
-    shape: tuple[int, int, int]
 
 
 def events_of(question: Question, columns: Mapping[str, pa.Array], categories: Ints) -> Events:
@@ -201,8 +201,8 @@ def events_of(question: Question, columns: Mapping[str, pa.Array], categories: I
         reach=np.minimum(lengths, question.positions),
         kept=kept,
         row=row[kept],
+        category=of_behaviour[kept],
         cell=pair * question.positions + position[kept] - 1,
-        shape=(size, size, question.positions),
     )
 
 
