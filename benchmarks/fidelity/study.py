@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -163,6 +163,7 @@ class Study:
         across: what `Variant.at` counts, label of the horizontal axis.
         log_across: whether that axis doubles.
         probe: looks at the tables after each evaluation; its numbers are kept by their names.
+        inspect: looks at the chosen checkpoint after training; its numbers are kept by their names.
         keep: beginnings of names of logged numbers to keep, as means over the run.
         bootstrap: resamples behind `test/TASK/auc_low` and `auc_high`; 0 for none.
     """
@@ -177,6 +178,7 @@ class Study:
     across: str = ""
     log_across: bool = False
     probe: Probe | None = None
+    inspect: Callable[[Path, Recipe], Mapping[str, float]] | None = None
     keep: tuple[str, ...] = ()
     bootstrap: int = 0
 

@@ -64,8 +64,8 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
 
     Returns:
         `metrics` (by name: `test/...` and `valid/...` of the chosen checkpoint, what the study's
-        probe saw there, means of what it keeps, parameters; `best/TASK/auc` on a world: the AUC of
-        the true probabilities of the test rows), `seconds`, `examples_per_second`,
+        probe and inspection saw there, means of what it keeps, parameters; `best/TASK/auc` on a
+        world: the AUC of the true probabilities of the test rows), `seconds`, `examples_per_second`,
         `steps` and `commit`.
 
     Raises:
@@ -74,24 +74,24 @@ def run(study: Study, recipe: Recipe, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     fit_statistics(recipe)
     source, record, began = open_data(recipe.data.path), Record(), time.perf_counter()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        library_output(Path(scratch) / "log", verbose=False),
-        process_group("cpu") as ranks,
-    ):
+    with tempfile.TemporaryDirectory() as scratch:
+        quiet = library_output(Path(scratch) / "log", verbose=False)
+        with quiet, process_group("cpu") as ranks:
 
-        def probe(shards: list[LocalShard], spec: EmbeddingSpec, step: int) -> dict[str, float]:
-            numbers = sum(shard.weight.numel() for shard in shards)
-            seen = {ABOUT_TABLES: float(numbers)}
-            return seen | (study.probe(shards, spec, step) if study.probe else {})
+            def probe(shards: list[LocalShard], spec: EmbeddingSpec, step: int) -> dict[str, float]:
+                numbers = sum(shard.weight.numel() for shard in shards)
+                seen = {ABOUT_TABLES: float(numbers)}
+                return seen | (study.probe(shards, spec, step) if study.probe else {})
 
-        session = Session(ranks, RunFiles(Path(scratch)), record, "study", probe)
-        outcome = train(recipe, source, session)
+            session = Session(ranks, RunFiles(Path(scratch)), record, "study", probe)
+            outcome = train(recipe, source, session)
         if outcome.stopped_by in Signals.__members__:
             raise UserError(f"stopped by {outcome.stopped_by}; the run is not kept")
         chosen = int(read_manifest(outcome.checkpoint).extra["state"]["step"])
+        inspected = study.inspect(outcome.checkpoint, recipe) if study.inspect else {}
     return {
         "metrics": _kept(study, record, outcome, chosen)
+        | dict(inspected)
         | _dense_parameters(recipe, source)
         | _best(recipe, source),
         "seconds": round(time.perf_counter() - began, 1),

@@ -4,6 +4,7 @@ from prismrec.analysis.correlation.information import (
     PLUG_IN,
     Counts,
     Estimate,
+    Floats,
     min_max,
     mutual_information,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "PLUG_IN",
     "Counts",
     "Estimate",
+    "Floats",
     "LearnedMap",
     "Question",
     "Scores",

@@ -1,0 +1,422 @@
+"""The chapter on histories: what they say of the label in the data, and what models make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prismrec.analysis.correlation import (
+    Counts,
+    Floats,
+    LearnedMap,
+    Question,
+    Scores,
+    count_behaviours,
+    learned_map,
+    min_max,
+    question_of,
+    score,
+    table_map,
+)
+from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.subject import Progress, Subject
+from prismrec.config import UserError
+
+TIN = "Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024"
+MEAN_OF = 5
+"""Target categories that a model's score is the mean of, the most frequent."""
+BLIND = 0.05
+"""Score, up or down, within which a model is said to make nothing of the position."""
+ACROSS = 2
+"""Heat maps in a row of the page."""
+_PANEL = 330
+"""Pixels that a row of heat maps is high."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What histories are held against.
+
+    Args:
+        data: the data set whose rows are counted.
+        question: columns, label and rows; what the first model with a sequence suggests if not given.
+        target: id of the target category that is drawn; the most frequent one if not given.
+    """
+
+    data: str
+    question: Question | None = None
+    target: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What one model makes of histories.
+
+    Args:
+        name: the model's.
+        map: from its rows, by category; `items` the same of behaviours as they are, `tables` from the
+            vectors of categories and positions.
+        scores: of `map`; `of_items` and `of_tables` likewise.
+        of_sets: scores of `map` by set.
+    """
+
+    name: str
+    map: LearnedMap
+    scores: Scores
+    of_items: Scores
+    of_tables: Scores | None
+    of_sets: dict[str, Scores]
+
+
+def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Progress) -> Chapter:
+    """Mutual information of behaviours and labels beside what each model makes of behaviours.
+
+    Args:
+        subjects: models; those that read no such history are left out.
+        asked: data and columns.
+        progress: told how far it is.
+
+    Raises:
+        UserError: a column is missing, no row is left, or the target category is not among the
+            most frequent ones.
+    """
+    question = asked.question or next(
+        (found for each in subjects if (found := question_of(each)) is not None), None
+    )
+    title = "Behaviours and targets"
+    if question is None:
+        return Chapter("correlation", title, (), (), (_NO_SEQUENCE,))
+    counts = count_behaviours(question, asked.data, progress)
+    truth = counts.information()
+    at = _chosen(counts, asked.target)
+    learned: list[_Learned] = []
+    missing: list[str] = []
+    for each in subjects:
+        found = _learned(each, question, counts, truth, progress)
+        if isinstance(found, str):
+            missing.append(found)
+        elif found is not None:
+            learned.append(found)
+    if not learned and not missing:
+        missing.append(_NO_SEQUENCE)
+    plots = [
+        _heat_maps(question, counts, truth, learned, at),
+        _lines(question, counts, truth, learned, at),
+    ]
+    if learned:
+        plots.append(_bars(question, counts, learned))
+    told = [*_told_of_truth(question, counts, truth), *(_told(each) for each in learned)]
+    if not counts.is_supported()[at, at].all():
+        missing.append(_few(question, counts, at))
+    return Chapter("correlation", title, told, plots, missing)
+
+
+_NO_SEQUENCE = (
+    "No model reads the history as a sequence, so there is nothing to hold against the data: give one "
+    "`features.sequences` and `model.sequence`, see docs/sequences.md."
+)
+
+
+def _chosen(counts: Counts, target: int | None) -> int:
+    """Place of the target category that is drawn."""
+    if target is None:
+        return 0
+    places = np.flatnonzero(counts.categories == target)
+    if not len(places):
+        listed = ", ".join(str(each) for each in counts.categories.tolist())
+        raise UserError(
+            f"correlation: target category {target} is not among the most frequent; choose one of {listed}"
+        )
+    return int(places[0])
+
+
+def _learned(
+    subject: Subject, question: Question, counts: Counts, truth: Floats, progress: Progress
+) -> _Learned | str | None:
+    """Maps and scores of a model, why there are none, or None where it reads no such history."""
+    categories = counts.categories
+    try:
+        found = learned_map(subject, question, categories, progress)
+        if found is None:
+            return None
+        items = learned_map(subject, question, categories, progress, of="behaviours")
+    except UserError as error:
+        return f"{subject.name}: {error.message}."
+    assert items is not None
+    try:
+        tables = table_map(subject, question, categories)
+    except UserError:  # the column of the score from tables stays empty
+        tables = None
+    return _Learned(
+        name=subject.name,
+        map=found,
+        scores=score(truth, found.published()),
+        of_items=score(truth, items.published()),
+        of_tables=None if tables is None else score(truth, tables.published()),
+        of_sets={each: score(truth, found.published(each)) for each in found.sets},
+    )
+
+
+def _heat_maps(
+    question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned], at: int
+) -> Plot:
+    panels = [("data", truth[at]), *((each.name, each.map.published()[at]) for each in learned)]
+    rows = [f"{each}" for each in counts.categories.tolist()]
+    columns = list(range(1, counts.positions + 1))
+    down = -(-len(panels) // ACROSS)
+    layout: dict[str, Any] = {"height": _PANEL * down + 60, "annotations": []}
+    traces = []
+    for number, (name, values) in enumerate(panels):
+        suffix = "" if number == 0 else str(number + 1)
+        left, top = number % ACROSS / ACROSS, 1 - number // ACROSS / down
+        domain = [left + 0.07, left + 1 / ACROSS - 0.01] if len(panels) > 1 else [0.0, 1.0]
+        height = 1 / down
+        layout[f"xaxis{suffix}"] = {
+            "domain": domain,
+            "anchor": f"y{suffix}",
+            "dtick": 1,
+            "title": {"text": "position, newest first"},
+        }
+        layout[f"yaxis{suffix}"] = {
+            "domain": [top - height * 0.78, top - height * 0.08],
+            "anchor": f"x{suffix}",
+            "autorange": "reversed",
+            "type": "category",
+        }
+        layout["annotations"].append(
+            {
+                "text": _short(name),
+                "x": sum(domain) / 2,
+                "y": top - height * 0.07,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "showarrow": False,
+            }
+        )
+        traces.append(
+            {
+                "type": "heatmap",
+                "x": columns,
+                "y": rows,
+                "z": _cells(min_max(values)),
+                "zmin": 0,
+                "zmax": 1,
+                "showscale": number == 0,
+                "colorbar": {"thickness": 12},
+                "xaxis": f"x{suffix}",
+                "yaxis": f"y{suffix}",
+                "hovertemplate": f"{name}<br>category %{{y}}, position %{{x}}<br>%{{z:.3f}}<extra></extra>",
+            }
+        )
+    target = counts.categories[at]
+    return Plot(
+        f"What histories say where the target is {question.target} {target}",
+        f"Rows are categories of behaviours, the target's own is {target}. A model that has understood "
+        "histories shows the picture of the data; one that knows no time shows rows of one colour.",
+        f"Data: mutual information of `{question.label}` and a behaviour of the category at the position. "
+        "Models: softmax over the map of the standardised attention logit, times the length of the "
+        "vector that is summed; each category by its mean vector. Each picture from its least to its "
+        "largest number.",
+        f"{TIN}, section 2 and figure of learned correlation",
+        traces,
+        layout,
+        _map_numbers(question, counts, truth, learned),
+    )
+
+
+def _map_numbers(
+    question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned]
+) -> Numbers:
+    """Every cell of every target category."""
+    columns = (
+        *("target", "behaviour", "position", "mutual information, bits"),
+        *(f"rows with it, {question.label} 0", f"rows with it, {question.label} 1"),
+        "enough rows",
+        *(f"{each.name}: {kind}" for each in learned for kind in ("map", "behaviours seen")),
+    )
+    maps = [(each.map.published(), each.map.support) for each in learned]
+    enough = counts.is_supported()
+    rows: list[tuple[Cell, ...]] = []
+    for cell in np.ndindex(truth.shape):
+        target, behaviour, position = cell
+        of_models: list[Cell] = []
+        for values, support in maps:
+            assert support is not None
+            of_models += [_cell(float(values[cell])), int(support[cell])]
+        negatives, positives = counts.behaviours[cell].tolist()
+        rows.append(
+            (
+                *(int(counts.categories[target]), int(counts.categories[behaviour]), position + 1),
+                *(float(truth[cell]), negatives, positives, "yes" if enough[cell] else "no"),
+                *of_models,
+            )
+        )
+    return Numbers(columns, rows)
+
+
+def _lines(
+    question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned], at: int
+) -> Plot:
+    named = [("data", truth), *((each.name, each.map.published()) for each in learned)]
+    positions = list(range(1, counts.positions + 1))
+    traces, rows = [], []
+    for number, (name, values) in enumerate(named):
+        row = values[at, at]
+        most = np.abs(row[~np.isnan(row)]).max(initial=0)
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": _short(name),
+            "x": positions,
+            "y": _cells(row / most if most else row),
+        }
+        if number:
+            trace["model"] = number - 1
+        else:
+            trace["line"] = {"width": 4, "dash": "dot"}
+        traces.append(trace)
+        for target, category in enumerate(counts.categories.tolist()):
+            own = values[target, target]
+            rows += [
+                (name, category, position, _cell(value))
+                for position, value in zip(positions, own, strict=True)
+            ]
+    target = counts.categories[at]
+    return Plot(
+        f"How behaviours of the target's own category fade, {question.target} {target}",
+        "The score of a model is how well its line follows that of the data, whatever its scale; a flat "
+        "line is a model that knows no time.",
+        "The row of the target's own category of the maps above, over its largest number.",
+        TIN,
+        traces,
+        {
+            "xaxis": {"title": {"text": "position, newest first"}, "dtick": 1},
+            "yaxis": {"title": {"text": "share of the largest"}, "rangemode": "tozero"},
+        },
+        Numbers(("of", "target", "position", "number"), rows),
+    )
+
+
+def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Plot:
+    names = [str(each) for each in counts.categories.tolist()]
+    traces = [
+        {
+            "type": "bar",
+            "name": _short(each.name),
+            "model": number,
+            "x": names,
+            "y": _cells(each.scores.own),
+        }
+        for number, each in enumerate(learned)
+    ]
+    rows: list[tuple[Cell, ...]] = []
+    for each in learned:
+        for at, category in enumerate(counts.categories.tolist()):
+            rows.append(
+                (
+                    *(each.name, category, int(counts.rows[at].sum())),
+                    *(_cell(each.scores.own[at]), _cell(each.of_items.own[at])),
+                    None if each.of_tables is None else _cell(each.of_tables.own[at]),
+                    *(_cell(each.scores.pearson[at]), _cell(each.scores.spearman[at])),
+                    "; ".join(
+                        f"{name} {scores.own[at]:.3f}" for name, scores in each.of_sets.items()
+                    ),
+                )
+            )
+    return Plot(
+        "Score of every target category",
+        "1: what a model makes of a behaviour fades as what it says in the data does. 0: it makes nothing "
+        "of the position. Below 0: it favours old behaviours where the data favour new ones.",
+        "Pearson correlation over positions of the row of the target's own category, of model and data; 0 "
+        "where a row is constant. Beside it in the numbers: behaviours by their own vectors instead of "
+        "their category's mean, vectors of categories and positions alone as in the released code, "
+        "and correlations of whole maps.",
+        f"{TIN}, table of correlation; the formula is inferred from its published maps",
+        traces,
+        {
+            "xaxis": {"type": "category", "title": {"text": f"{question.target} of the target"}},
+            "yaxis": {"range": [-1, 1], "title": {"text": "score"}},
+            "barmode": "group",
+        },
+        Numbers(
+            (
+                *("model", "target", "rows", "score", "score of items", "score of tables"),
+                *("whole map, Pearson", "whole map, Spearman", "score by set"),
+            ),
+            rows,
+        ),
+    )
+
+
+def _told_of_truth(question: Question, counts: Counts, truth: Floats) -> list[str]:
+    """What the data say, in words."""
+    own = truth[np.arange(len(truth)), np.arange(len(truth))][:MEAN_OF].mean(0)
+    if not own[0]:
+        return [
+            f"A newest behaviour of the target's own `{question.target}` says nothing of "
+            f"`{question.label}` in these rows."
+        ]
+    others = truth[:MEAN_OF, :, 0].sum(1) - truth[:MEAN_OF, :MEAN_OF, 0].diagonal()
+    count = max(len(truth) - 1, 1)
+    ratio = own[0] / max(float(others.mean()) / count, 1e-12)
+    return [
+        f"In the data, a newest behaviour of the target's own `{question.target}` says {own[0]:.4f} bits of "
+        f"`{question.label}`, {_times(ratio)} what one of another category says; at position "
+        f"{counts.positions} {own[-1] / own[0]:.0%} of that is left."
+    ]
+
+
+def _told(each: _Learned) -> str:
+    """How well a model follows the data, in words."""
+    mean = each.scores.mean(MEAN_OF)
+    count = min(MEAN_OF, len(each.map.categories))
+    over = f"mean of the {count} most frequent target categories"
+    if math.isnan(mean):
+        return f"{each.name}: too few behaviours in its rows for a score; look at more rows."
+    if abs(mean) <= BLIND:
+        return (
+            f"{each.name} makes nothing of the position of a behaviour: score {mean:.2f}, {over}."
+        )
+    if mean < 0:
+        return f"{each.name} favours old behaviours where the data favour new ones: score {mean:.2f}, {over}."
+    best = max(each.of_sets, key=lambda name: each.of_sets[name].mean(MEAN_OF))
+    of_sets = ""
+    if len(each.of_sets) > 1:
+        of_sets = f"; set `{best}` by itself {each.of_sets[best].mean(MEAN_OF):.2f}"
+    return (
+        f"{each.name} follows the fading in the data with a score of {mean:.2f}, {over}{of_sets}."
+    )
+
+
+def _few(question: Question, counts: Counts, at: int) -> str:
+    rows = int(counts.rows[at].sum())
+    return (
+        f"Of {question.target} {counts.categories[at]} there are {rows:,} rows, too few at some positions for "
+        "its mutual information to be more than chance (700 rows and 50 of either label with the "
+        "behaviour are needed): look at more data."
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times"
+
+
+def _short(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
+def _cell(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _cells(values: Floats) -> list[Any]:
+    """Numbers as JSON has them, null for NaN."""
+    if values.ndim > 1:
+        return [_cells(row) for row in values]
+    return [_cell(float(value)) for value in values]
