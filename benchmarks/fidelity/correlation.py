@@ -62,7 +62,7 @@ def inspect(checkpoint: Path, recipe: Recipe) -> dict[str, float]:
             [str(checkpoint)], recipe.data.path, "test", ROWS, f"sqlite:///{scratch}/none.db"
         ) as opened,
     ):
-        subject = opened[0]
+        subject = opened[0].subject
         question = question_of(subject)
         assert question is not None
         counts = count_behaviours(question, recipe.data.path, _quiet)
@@ -111,8 +111,8 @@ STUDY = Study(
         f"over positions 1 to 10 of the row of the target's own category, mean of the {MOST} most "
         "frequent target categories. Maps are normalised as published, and made in three ways: `score` "
         "lets mean vectors of categories stand for behaviours and targets, each at its position and "
-        "interval; `items` takes behaviours as they are; `tables` takes the vectors of categories and positions alone, as the "
-        "released code does. `whole` and `ranks` are Pearson and Spearman correlations of whole maps, mean "
+        "interval; `items` takes behaviours as they are; `tables` takes the vectors of categories and "
+        "positions alone, as the released code does. `whole` and `ranks` are Pearson and Spearman correlations of whole maps, mean "
         "of ten target categories, made as `score` is."
     ),
     claim=(

@@ -84,9 +84,8 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
         UserError: a column is missing, no row is left, or the target category is not among the
             most frequent ones.
     """
-    question = asked.question or next(
-        (found for each in subjects if (found := question_of(each)) is not None), None
-    )
+    suggested = (question_of(each) for each in subjects)
+    question = asked.question or next((each for each in suggested if each is not None), None)
     title = "Behaviours and targets"
     if question is None:
         return Chapter("correlation", title, (), (), (_NO_SEQUENCE,))
