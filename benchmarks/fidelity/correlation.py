@@ -112,8 +112,8 @@ STUDY = Study(
         "frequent target categories. Maps are normalised as published, and made in three ways: `score` "
         "lets mean vectors of categories stand for behaviours and targets, each at its position and "
         "interval; `items` takes behaviours as they are; `tables` takes the vectors of categories and "
-        "positions alone, as the released code does. `whole` and `ranks` are Pearson and Spearman correlations of whole maps, mean "
-        "of ten target categories, made as `score` is."
+        "positions alone, as the released code does. `whole` and `ranks` are Pearson and Spearman "
+        "correlations of whole maps, mean of ten target categories, made as `score` is."
     ),
     claim=(
         "*Temporal Interest Network for User Response Prediction* (WWW 2024), Amazon: TIN 0.9894, without "

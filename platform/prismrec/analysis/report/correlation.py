@@ -166,53 +166,22 @@ def _heat_maps(
     panels = [("data", truth[at]), *((each.name, each.map.published()[at]) for each in learned)]
     rows = [f"{each}" for each in counts.categories.tolist()]
     columns = list(range(1, counts.positions + 1))
-    down = -(-len(panels) // ACROSS)
-    layout: dict[str, Any] = {"height": _PANEL * down + 60, "annotations": []}
-    traces = []
-    for number, (name, values) in enumerate(panels):
-        suffix = "" if number == 0 else str(number + 1)
-        left, top = number % ACROSS / ACROSS, 1 - number // ACROSS / down
-        domain = [left + 0.07, left + 1 / ACROSS - 0.01] if len(panels) > 1 else [0.0, 1.0]
-        height = 1 / down
-        layout[f"xaxis{suffix}"] = {
-            "domain": domain,
-            "anchor": f"y{suffix}",
-            "dtick": 1,
-            "title": {"text": "position, newest first"},
+    traces = [
+        {
+            "type": "heatmap",
+            "x": columns,
+            "y": rows,
+            "z": _cells(min_max(values)),
+            "zmin": 0,
+            "zmax": 1,
+            "showscale": number == 0,
+            "colorbar": {"thickness": 12},
+            "xaxis": f"x{number + 1}" if number else "x",
+            "yaxis": f"y{number + 1}" if number else "y",
+            "hovertemplate": f"{name}<br>category %{{y}}, position %{{x}}<br>%{{z:.3f}}<extra></extra>",
         }
-        layout[f"yaxis{suffix}"] = {
-            "domain": [top - height * 0.78, top - height * 0.08],
-            "anchor": f"x{suffix}",
-            "autorange": "reversed",
-            "type": "category",
-        }
-        layout["annotations"].append(
-            {
-                "text": _short(name),
-                "x": sum(domain) / 2,
-                "y": top - height * 0.07,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "center",
-                "yanchor": "bottom",
-                "showarrow": False,
-            }
-        )
-        traces.append(
-            {
-                "type": "heatmap",
-                "x": columns,
-                "y": rows,
-                "z": _cells(min_max(values)),
-                "zmin": 0,
-                "zmax": 1,
-                "showscale": number == 0,
-                "colorbar": {"thickness": 12},
-                "xaxis": f"x{suffix}",
-                "yaxis": f"y{suffix}",
-                "hovertemplate": f"{name}<br>category %{{y}}, position %{{x}}<br>%{{z:.3f}}<extra></extra>",
-            }
-        )
+        for number, (name, values) in enumerate(panels)
+    ]
     target = counts.categories[at]
     return Plot(
         f"What histories say where the target is {question.target} {target}",
@@ -224,9 +193,44 @@ def _heat_maps(
         "largest number.",
         f"{TIN}, section 2 and figure of learned correlation",
         traces,
-        layout,
+        _panels([name for name, _ in panels]),
         _map_numbers(question, counts, truth, learned),
     )
+
+
+def _panels(names: Sequence[str]) -> dict[str, Any]:
+    """A layout with a pair of axes for each of some heat maps, `ACROSS` in a row, named above."""
+    down = -(-len(names) // ACROSS)
+    layout: dict[str, Any] = {"height": _PANEL * down + 60, "annotations": []}
+    for number, name in enumerate(names):
+        suffix = str(number + 1) if number else ""
+        left, top = number % ACROSS / ACROSS, 1 - number // ACROSS / down
+        domain = [left + 0.07, left + 1 / ACROSS - 0.01] if len(names) > 1 else [0.0, 1.0]
+        layout[f"xaxis{suffix}"] = {
+            "domain": domain,
+            "anchor": f"y{suffix}",
+            "dtick": 1,
+            "title": {"text": "position"},
+        }
+        layout[f"yaxis{suffix}"] = {
+            "domain": [top - 0.78 / down, top - 0.08 / down],
+            "anchor": f"x{suffix}",
+            "autorange": "reversed",
+            "type": "category",
+        }
+        layout["annotations"].append(
+            {
+                "text": _short(name),
+                "x": sum(domain) / 2,
+                "y": top - 0.07 / down,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "showarrow": False,
+            }
+        )
+    return layout
 
 
 def _map_numbers(
