@@ -39,9 +39,16 @@ class RowChoice:
             chosen = given[shard.row : stop].to(shard.weight.device, torch.float64)
         accumulator = shard.states.get("accumulator", shard.states.get("exp_avg_sq"))
         if self.trained_only and accumulator is not None:
-            moved = accumulator > 0 if accumulator.dim() == 1 else (accumulator > 0).any(1)
+            moved = _moved(accumulator)
             chosen = moved.double() if chosen is None else chosen * moved
         return chosen
+
+
+def _moved(accumulator: Tensor) -> Tensor:
+    """(rows,) whether anything of a row has moved, a block of rows at a time to spare memory."""
+    if accumulator.dim() == 1:
+        return accumulator > 0
+    return torch.cat([(block > 0).any(1) for block in accumulator.split(_CHUNK_ROWS)])
 
 
 def table_spectra(
