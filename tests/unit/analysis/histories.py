@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.analysis.subject import FieldRows, Sample, Subject
+from prismrec.config import Recipe
 from prismrec.data.lookup import filtered_tables
 from prismrec.data.source import open_data
 from prismrec.data.values import one_array
@@ -61,8 +62,8 @@ def drawn_model(folder: Path, *changes: str, name: str = "drawn", batch: int = 5
     data = folder / "rows"
     if not data.exists():
         write_histories(data)
-    source, recipe = open_data(str(data)), make_recipe(data, *changes)
-    spec = spec_of(recipe, source.schema)
+    recipe = make_recipe(data, *changes)
+    spec = spec_of(recipe, open_data(str(data)).schema)
     generator = torch.Generator().manual_seed(3)
     tables = {
         (table.name, each.name): torch.randn(table.rows, each.dim, generator=generator) * 0.7
@@ -73,12 +74,37 @@ def drawn_model(folder: Path, *changes: str, name: str = "drawn", batch: int = 5
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return opened(folder / name, recipe, tables, head, batch)
+
+
+def opened(
+    copy: Path,
+    recipe: Recipe,
+    tables: dict[tuple[str, str], Tensor],
+    head: nn.Module,
+    batch: int = 4096,
+    most: int = 1_000_000,
+) -> Drawn:
+    """A model of given weights on rows of its recipe's data.
+
+    Args:
+        copy: directory for its inference copy; its name is the subject's.
+        recipe: of the model.
+        tables: vectors by table and set.
+        head: its dense part.
+        batch: rows of a sample.
+        most: rows at most, the first.
+    """
+    source = open_data(recipe.data.path)
+    spec = spec_of(recipe, source.schema)
     held = BundleSource(
         recipe, source.schema, spec, lambda t, s: tables[t, s], head.eval(), {"step": 1}
     )
-    model = InferenceModel.load(write_bundle(folder / name, held, "fp32"))
-    wanted = list(dict.fromkeys([*model.columns, "click", "buy"]))
-    rows = pa.concat_tables(filtered_tables(source, (), wanted, "rows")).combine_chunks()
+    model = InferenceModel.load(write_bundle(copy, held, "fp32"))
+    labels = [task.label for task in recipe.tasks]
+    wanted = list(dict.fromkeys([*model.columns, *labels]))
+    rows = pa.concat_tables(filtered_tables(source, (), wanted, "rows")).slice(0, most)
+    rows = rows.combine_chunks()
 
     def samples() -> Iterator[Sample]:
         for start in range(0, rows.num_rows, batch):
@@ -86,12 +112,12 @@ def drawn_model(folder: Path, *changes: str, name: str = "drawn", batch: int = 5
             arrays = {each: one_array(part.column(each)) for each in wanted}
             with torch.no_grad():
                 inputs, fields = model.inputs({each: arrays[each] for each in model.columns})
-            labels = torch.tensor([arrays["click"].to_pylist(), arrays["buy"].to_pylist()])
+            of_tasks = torch.tensor([arrays[each].to_pylist() for each in labels])
             of_fields = {
                 each: FieldRows(found.rows, found.lengths)
                 for each, found in zip(model.spec.fields, fields, strict=True)
             }
-            yield Sample(inputs, labels.t().float(), of_fields, arrays)
+            yield Sample(inputs, of_tasks.t().float(), of_fields, arrays)
 
-    subject = Subject(name, recipe, spec, model.head, model.vectors, samples, rows.num_rows)
-    return Drawn(subject, str(data), tables, head, rows)
+    subject = Subject(copy.name, recipe, spec, model.head, model.vectors, samples, rows.num_rows)
+    return Drawn(subject, recipe.data.path, tables, head, rows)

@@ -9,6 +9,7 @@ from prismrec.analysis.correlation.information import (
     mutual_information,
 )
 from prismrec.analysis.correlation.learned import LearnedMap, learned_map, normalised
+from prismrec.analysis.correlation.retrieval import model_ndcg, retrieval_ndcg
 from prismrec.analysis.correlation.score import Scores, pearson, score, spearman
 from prismrec.analysis.correlation.tables import table_map
 from prismrec.analysis.correlation.truth import Question, count_behaviours, question_of
@@ -24,10 +25,12 @@ __all__ = [
     "count_behaviours",
     "learned_map",
     "min_max",
+    "model_ndcg",
     "mutual_information",
     "normalised",
     "pearson",
     "question_of",
+    "retrieval_ndcg",
     "score",
     "spearman",
     "table_map",

@@ -57,6 +57,7 @@ class _Learned:
     """What one model makes of histories.
 
     Args:
+        index: of the model among all.
         name: the model's.
         map: from its rows, by category; `items` the same of behaviours as they are, `tables` from the
             vectors of categories and positions.
@@ -64,11 +65,12 @@ class _Learned:
         of_sets: scores of `map` by set.
     """
 
+    index: int
     name: str
     map: LearnedMap
     scores: Scores
     of_items: Scores
-    of_tables: Scores | None
+    of_tables: Scores
     of_sets: dict[str, Scores]
 
 
@@ -94,11 +96,13 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
     at = _chosen(counts, asked.target)
     learned: list[_Learned] = []
     missing: list[str] = []
-    for each in subjects:
-        found = _learned(each, question, counts, truth, progress)
-        if isinstance(found, str):
-            missing.append(found)
-        elif found is not None:
+    for index, each in enumerate(subjects):
+        try:
+            found = _measured(index, each, question, (counts, truth), progress)
+        except UserError as error:
+            missing.append(f"{each.name}: {error.message}.")
+            continue
+        if found is not None:
             learned.append(found)
     if not learned and not missing:
         missing.append(_NO_SEQUENCE)
@@ -133,29 +137,34 @@ def _chosen(counts: Counts, target: int | None) -> int:
     return int(places[0])
 
 
-def _learned(
-    subject: Subject, question: Question, counts: Counts, truth: Floats, progress: Progress
-) -> _Learned | str | None:
-    """Maps and scores of a model, why there are none, or None where it reads no such history."""
+def _measured(
+    index: int,
+    subject: Subject,
+    question: Question,
+    data: tuple[Counts, Floats],
+    progress: Progress,
+) -> _Learned | None:
+    """Maps and scores of a model; None where it reads no such history.
+
+    Raises:
+        UserError: its module is of a kind that is not known, or its rows lack a category.
+    """
+    counts, truth = data
     categories = counts.categories
-    try:
-        found = learned_map(subject, question, categories, progress)
-        if found is None:
-            return None
-        items = learned_map(subject, question, categories, progress, of="behaviours")
-    except UserError as error:
-        return f"{subject.name}: {error.message}."
+    found = learned_map(subject, question, categories, progress)
+    if found is None:
+        return None
+    items = learned_map(subject, question, categories, progress, of="behaviours")
+    tables = table_map(subject, question, categories)
     assert items is not None
-    try:
-        tables = table_map(subject, question, categories)
-    except UserError:  # the column of the score from tables stays empty
-        tables = None
+    assert tables is not None
     return _Learned(
+        index=index,
         name=subject.name,
         map=found,
         scores=score(truth, found.published()),
         of_items=score(truth, items.published()),
-        of_tables=None if tables is None else score(truth, tables.published()),
+        of_tables=score(truth, tables.published()),
         of_sets={each: score(truth, found.published(each)) for each in found.sets},
     )
 
@@ -266,10 +275,11 @@ def _map_numbers(
 def _lines(
     question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned], at: int
 ) -> Plot:
-    named = [("data", truth), *((each.name, each.map.published()) for each in learned)]
+    named: list[tuple[str, Floats, int | None]] = [("data", truth, None)]
+    named += [(each.name, each.map.published(), each.index) for each in learned]
     positions = list(range(1, counts.positions + 1))
     traces, rows = [], []
-    for number, (name, values) in enumerate(named):
+    for name, values, index in named:
         row = values[at, at]
         most = np.abs(row[~np.isnan(row)]).max(initial=0)
         trace: dict[str, Any] = {
@@ -279,10 +289,10 @@ def _lines(
             "x": positions,
             "y": _cells(row / most if most else row),
         }
-        if number:
-            trace["model"] = number - 1
-        else:
+        if index is None:
             trace["line"] = {"width": 4, "dash": "dot"}
+        else:
+            trace["model"] = index
         traces.append(trace)
         for target, category in enumerate(counts.categories.tolist()):
             own = values[target, target]
@@ -312,11 +322,11 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
         {
             "type": "bar",
             "name": _short(each.name),
-            "model": number,
+            "model": each.index,
             "x": names,
             "y": _cells(each.scores.own),
         }
-        for number, each in enumerate(learned)
+        for each in learned
     ]
     rows: list[tuple[Cell, ...]] = []
     for each in learned:
@@ -325,7 +335,7 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
                 (
                     *(each.name, category, int(counts.rows[at].sum())),
                     *(_cell(each.scores.own[at]), _cell(each.of_items.own[at])),
-                    None if each.of_tables is None else _cell(each.of_tables.own[at]),
+                    _cell(each.of_tables.own[at]),
                     *(_cell(each.scores.pearson[at]), _cell(each.scores.spearman[at])),
                     "; ".join(
                         f"{name} {scores.own[at]:.3f}" for name, scores in each.of_sets.items()
