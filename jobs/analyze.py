@@ -12,6 +12,9 @@ from typing import Any
 import prismrec
 from prismrec.analysis.report.chapter import Chapter
 from prismrec.analysis.report.collapse import collapse_chapter
+from prismrec.analysis.report.correlation import Asked, correlation_chapter
+from prismrec.analysis.report.discriminability import discriminability_chapter
+from prismrec.analysis.report.gradients import gradients_chapter
 from prismrec.analysis.report.page import Report, csv_name, page
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.config import UserError
@@ -33,6 +36,7 @@ class Request:
         split: `train`, `valid` or `test` of each model's recipe, or `all`.
         rows: rows to look at, the first ones of the split.
         chapters: keys of the chapters wanted, all if not given.
+        target: target category that histories are drawn for; the most frequent one if not given.
         uri: tracking URI of the registry and of the runs that keep the report.
     """
 
@@ -42,11 +46,17 @@ class Request:
     split: str
     rows: int
     chapters: tuple[str, ...]
+    target: int | None
     uri: str
 
 
 CHAPTERS: dict[str, Callable[[Sequence[Subject], Request, Progress], Chapter]] = {
     "collapse": lambda subjects, _, progress: collapse_chapter(subjects, progress),
+    "correlation": lambda subjects, request, progress: correlation_chapter(
+        subjects, Asked(request.data, target=request.target), progress
+    ),
+    "discriminability": lambda subjects, _, progress: discriminability_chapter(subjects, progress),
+    "gradients": lambda subjects, _, progress: gradients_chapter(subjects, progress),
 }
 """By key, in the order of the report."""
 

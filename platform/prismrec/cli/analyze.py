@@ -34,13 +34,16 @@ def analyze(  # noqa: PLR0913 - the options of a command are its arguments
     chapter: Annotated[
         list[str] | None, typer.Option("--chapter", help="Only this chapter; may be repeated.")
     ] = None,
+    target: Annotated[
+        int | None, typer.Option("--target", help="Target category whose histories are drawn.")
+    ] = None,
     uri: Uri = DEFAULT_URI,
     as_json: AsJson = False,
 ) -> None:
     """Show collapse, entanglement and correlation of trained models, as a page to open."""
     from prismrec.jobs.analyze import Request, analyze
 
-    request = Request(tuple(models), data, out, split, rows, tuple(chapter or ()), uri)
+    request = Request(tuple(models), data, out, split, rows, tuple(chapter or ()), target, uri)
     with output.stages() as progress:
         document = analyze(request, progress)
     if as_json:

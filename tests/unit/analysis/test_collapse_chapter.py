@@ -90,3 +90,17 @@ def test_sub_embeddings_meet_through_the_models_own_matrices(chapter: Chapter) -
         both = [spectrum(of_source @ each).information_abundance for each in (by, by.t())]
         assert any(found[source, partner] == pytest.approx(each, abs=1e-4) for each in both)
     assert found["sunk", "flat"] < RANK + 0.1, "a matrix lends no dimensions"
+
+
+def test_layers_have_the_spectrum_of_what_they_make_of_the_sample(chapter: Chapter) -> None:
+    world = planted()
+    plot = next(p for p in chapter.plots if p.title == "Dimensions that layers use")
+    found = {row[1]: dict(zip(plot.numbers.columns, row, strict=True)) for row in plot.numbers.rows}
+    fields = {name: row for name, row in found.items() if row["part"] == "fields"}
+    assert len(fields) == 2
+    for set_name in ("a", "b"):
+        (row,) = [each for name, each in fields.items() if str(name).startswith(set_name)]
+        vectors = torch.cat([world.tables[t, set_name] for t in ("flat", "sunk")], 1)
+        expected = spectrum(vectors[world.looked_up["flat"]])
+        assert row["RankMe"] == pytest.approx(expected.rank_me, rel=1e-4)
+        assert row["width"] == 2 * WIDTH

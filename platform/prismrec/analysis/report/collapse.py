@@ -9,6 +9,7 @@ from typing import Any
 
 from prismrec.analysis.collapse import MIN_ROWS
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.layer_collapse import layer_plot, layer_spectra
 from prismrec.analysis.report.pair_collapse import pair_plots
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.analysis.subject_spectra import Measured, by_rows, by_samples, looked_up
@@ -72,6 +73,9 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
             [(each.name, each.fields) for each in spectra],
         ),
         _spectrum_lines(spectra),
+        layer_plot(
+            [each.name for each in subjects], [layer_spectra(s, progress) for s in subjects]
+        ),
     ]
     for each, found in zip(subjects, spectra, strict=True):
         plots += pair_plots(each, found.tables)
