@@ -72,7 +72,7 @@ class FeatureInformation:
     Args:
         names: of the N features, fields first, then numeric columns.
         alone: of each feature, about each task.
-        pairs: (T, N, N) float64 nats that two features say together, corrected; NaN on the diagonal.
+        pairs: (T, N, N) float64 nats that two features say together; see `pair_information`.
         entropies: (T,) float64 entropies of the labels.
         num_categories: of a feature alone.
         num_pair_categories: of a feature in a pair.
@@ -169,7 +169,8 @@ def pair_information(
 ) -> Tensor:
     """(T, N, N) float64 nats that two features say together about each label, corrected.
 
-    Symmetric, with NaN on the diagonal.
+    Symmetric, with NaN on the diagonal, and where the rarer label comes less than once for each pair of
+    categories that occurs: there the estimate is noise.
 
     Args:
         codes: (R,) categories of each of the N features.
@@ -181,12 +182,16 @@ def pair_information(
     found = torch.full((tasks, features, features), math.nan, dtype=torch.float64)
     cells = num_categories * num_categories
     of_tasks = [_binary(label, cells) for label in labels.t()]
+    # of a label that does not vary this is 0, so that nothing is known about it
+    rarest = torch.minimum((labels > 0.5).sum(0), (labels <= 0.5).sum(0))
     for i in range(features):
         for j in range(i + 1, features):
             joint = codes[i] * num_categories + codes[j]
             counts = torch.stack([count_pairs(joint, *each) for each in of_tasks])
             nats, correction = mutual_information(counts)
-            found[:, i, j] = found[:, j, i] = nats - correction
+            occurring = (counts.sum(-1) > 0).sum(-1)
+            said = (nats - correction).masked_fill(occurring > rarest, math.nan)
+            found[:, i, j] = found[:, j, i] = said
         progress("information of pairs of features", i + 1, features)
     return found
 

@@ -43,10 +43,12 @@ class NamedLoss:
     Args:
         name: what plots call it.
         objective: of the T tasks, each of weight 1.
+        is_own: whether the recipe trains with it.
     """
 
     name: str
     objective: Objective
+    is_own: bool = False
 
 
 CROSS_ENTROPY = "cross-entropy"
@@ -82,7 +84,9 @@ def losses_of(recipe: Recipe) -> tuple[list[NamedLoss], list[str]]:
     if recipe.train.domain_reduction != "global_mean":
         missing.append("its losses are means over all rows here, not over domains")
     weights = [1.0] * len(own)
-    return [NamedLoss(name, Objective(each, weights)) for name, each in chosen.items()], missing
+    return [
+        NamedLoss(name, Objective(each, weights), each == own) for name, each in chosen.items()
+    ], missing
 
 
 def targets_of(labels: Tensor) -> Targets:

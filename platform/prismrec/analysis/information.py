@@ -25,12 +25,21 @@ class Information:
             that occur.
         entropy: H(Y), all there is to know.
         rows: N.
+        classes: C, those that occur.
+        rarest: rows of the rarest of Y, of those that occur.
     """
 
     nats: float
     correction: float
     entropy: float
     rows: int
+    classes: int
+    rarest: int
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether the rarest label comes once for each class at least; below, the estimate is noise."""
+        return self.entropy > 0 and self.rarest >= self.classes
 
     @property
     def corrected(self) -> float:
@@ -46,8 +55,14 @@ class Information:
 def information(counts: Tensor) -> Information:
     """What the rows of a table of counts (C, Y) say about its columns."""
     nats, correction = mutual_information(counts)
+    of_labels = counts.sum(-2)
     return Information(
-        float(nats), float(correction), float(entropy(counts.sum(-2))), int(counts.sum())
+        nats=float(nats),
+        correction=float(correction),
+        entropy=float(entropy(of_labels)),
+        rows=int(counts.sum()),
+        classes=int((counts.sum(-1) > 0).sum()),
+        rarest=int(of_labels[of_labels > 0].min()) if bool(of_labels.any()) else 0,
     )
 
 

@@ -23,7 +23,7 @@ from prismrec.models.experts import Experts
 from prismrec.models.extraction import Layer
 from prismrec.models.heads.flat import FlatSets
 from prismrec.models.inputs import Fields
-from prismrec.models.interactions import Flat
+from prismrec.models.interactions import DNN, Flat
 from prismrec.models.mixture import MixtureBranch, RankingModel
 from prismrec.models.objectives import build_decoder
 
@@ -240,8 +240,10 @@ def _of_interactions(interactions: Sequence[nn.Module], names: Sequence[str]) ->
     for interaction in interactions:
         kind = type(interaction).__name__
         seen[kind] += 1
-        if not isinstance(interaction, Flat):
-            again = f" {seen[kind]}" if seen[kind] > 1 else ""
+        again = f" {seen[kind]}" if seen[kind] > 1 else ""
+        if isinstance(interaction, DNN):
+            taps.append(_hidden(interaction.mlp.dropout, names, f"DNN{again} "))
+        elif not isinstance(interaction, Flat):
             rows = [_Row(f"{name}: {kind}{again}") for name in names]
             taps.append(_of_interaction(interaction, rows))
     return taps
@@ -255,12 +257,12 @@ def _of_interaction(interaction: nn.Module, rows: Sequence[_Row]) -> _Tap:
     return _Tap(interaction, "interaction", lambda call, count: rows, take)
 
 
-def _hidden(dropout: nn.Module, names: Sequence[str]) -> _Tap:
+def _hidden(dropout: nn.Module, names: Sequence[str], which: str = "") -> _Tap:
     """Layers of experts: behind the activation stands a dropout, in evaluation the identity."""
     return _Tap(
         dropout,
         "hidden",
-        lambda call, count: [_Row(f"{name}: layer {call + 1}") for name in names],
+        lambda call, count: [_Row(f"{name}: {which}layer {call + 1}") for name in names],
         lambda given, gave: _stacked(gave),
     )
 

@@ -118,3 +118,20 @@ def test_equal_features_are_shown_once_and_labels_that_do_not_vary_are_told(tmp_
     layers = _plot(chapter, "What the layers of fm").numbers
     assert layers.columns[:4] == ("model", "layer", "part", "task")
     assert {row[9] for row in layers.rows if row[3] == "buy"} == {0.0}
+
+
+def test_what_is_noise_is_told_and_not_drawn(tmp_path: Path) -> None:
+    labels = drawn_labels(1200)
+    labels[:, 1] = 0
+    labels[-3:, 1] = 1  # nine classes
+    subject = make_subject(
+        tmp_path, random_raw(1200), labels, embedding={"sets": SETS}, model={"name": "fwfm"}
+    )
+    chapter = discriminability_chapter([subject], quiet)
+    (told,) = [each for each in chapter.missing if "layers are left out for `buy`" in each]
+    assert "3 rows with its rarer label count" in told
+    assert any("what pairs of features say about `buy` is left out" in e for e in chapter.missing)
+    assert not any("`buy`" in each and "knows most" in each for each in chapter.summary)
+    assert not any("say about buy" in plot.title for plot in chapter.plots)
+    (bars,) = [t for t in _plot(chapter, "What the layers").traces if t["name"] == "buy"]
+    assert set(bars["x"]) == {None}

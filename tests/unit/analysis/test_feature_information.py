@@ -57,6 +57,17 @@ def test_two_features_together_say_what_neither_says_alone(tmp_path: Path) -> No
     assert float(rest.nan_to_num().abs().max()) < 0.01
 
 
+def test_pairs_of_a_label_that_is_too_rare_are_left_out(tmp_path: Path) -> None:
+    columns, labels = _columns(), drawn_labels(ROWS)
+    labels[:, 0] = 0
+    labels[:20, 0] = 1  # fewer than 5 x 5 pairs of categories, more than 4 x 4
+    found = feature_information(make_subject(tmp_path, columns, labels, batch=500), quiet)
+    at = {name: place for place, name in enumerate(found.names)}
+    assert math.isnan(float(found.pairs[0, at["hist"], at["age"]]))
+    assert math.isfinite(float(found.pairs[0, at["user_id"], at["item"]]))
+    assert math.isfinite(float(found.pairs[1, at["hist"], at["age"]]))
+
+
 def test_a_number_and_a_bag_say_what_the_label_is_made_of(tmp_path: Path) -> None:
     columns = _columns()
     labels = drawn_labels(ROWS)

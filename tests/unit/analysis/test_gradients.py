@@ -89,6 +89,7 @@ def test_the_losses_that_are_compared() -> None:
     plain, missing = losses_of(recipe())
     assert [each.name for each in plain] == [CROSS_ENTROPY, "0.9 cross-entropy + 0.1 RankNet"]
     assert missing == []
+    assert [each.is_own for each in plain] == [True, False]
     tasks: list[dict[str, Any]] = [
         {"name": "click", "label": "clicked", "loss": {"name": "bce_ranknet", "alpha": 0.7}},
         {"name": "buy", "label": "bought", "loss": {"name": "focal"}, "pos_weight": 2.0},
@@ -99,6 +100,7 @@ def test_the_losses_that_are_compared() -> None:
         "0.7 cross-entropy + 0.3 RankNet",
         "its own loss",
     ]
+    assert [each.is_own for each in mixed] == [False, False, True]
     z, y = torch.cat([Z, Z], 1), torch.cat([Y, Y], 1)
     own, _ = mixed[2].objective(z, targets_of(y))
     pairs, _ = mixed[1].objective(z, targets_of(y))

@@ -77,6 +77,13 @@ def test_chance_alone_is_what_the_correction_takes_off() -> None:
     assert abs(left) < 0.1 * plain
 
 
+def test_a_label_rarer_than_the_classes_says_nothing_reliable() -> None:
+    enough = information(torch.tensor([[9, 1], [8, 1], [0, 0], [7, 1]]))
+    assert (enough.classes, enough.rarest, enough.is_reliable) == (3, 3, True)
+    assert not information(torch.tensor([[9, 1], [8, 1], [7, 0]])).is_reliable
+    assert not information(torch.tensor([[9, 0], [8, 0]])).is_reliable
+
+
 def test_pairs_are_counted() -> None:
     codes, others = torch.tensor([0, 2, 2, 2, 1]), torch.tensor([1, 0, 1, 1, 1])
     assert count_pairs(codes, others, 4, 2).tolist() == [[0, 1], [0, 1], [1, 2], [0, 0]]

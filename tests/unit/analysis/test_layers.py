@@ -86,6 +86,27 @@ def test_fields_are_those_that_the_model_reads(tmp_path: Path) -> None:
     assert torch.equal(fields[:, :4], expected)
 
 
+def test_layers_of_a_dnn_beside_an_interaction_are_read(tmp_path: Path) -> None:
+    subject = make_subject(
+        tmp_path,
+        model={"name": "dcnv2", "hidden": [6, 5], "num_cross_layers": 1},
+        embedding={"sets": [{"name": "only", "dim": 4}]},
+    )
+    points = layer_points(subject)
+    assert [(each.name, each.part) for each in points[:4]] == [
+        ("only: fields", "fields"),
+        ("expert 0 (only): CrossV2", "interaction"),
+        ("expert 0 (only): DNN layer 1", "hidden"),
+        ("expert 0 (only): DNN layer 2", "hidden"),
+    ]
+    found = _all(subject)
+    head: Any = subject.model
+    mlp = head.branches[0].experts.groups[0].interactions[1].mlp
+    with torch.no_grad():
+        expected = mlp(found["only: fields"])
+    torch.testing.assert_close(found["expert 0 (only): DNN layer 2"], expected)
+
+
 def test_layers_of_levels_have_names_of_their_own(tmp_path: Path) -> None:
     subject = make_subject(
         tmp_path,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from prismrec.analysis.discriminability import (
     MOST_FIT_ROWS,
@@ -18,19 +16,22 @@ from prismrec.analysis.discriminability import (
 from prismrec.analysis.feature_information import (
     FeatureInformation,
     feature_information,
-    pair_correlation,
-    pair_strengths,
 )
-from prismrec.analysis.pair_blocks import PairBlocks, pair_blocks
+from prismrec.analysis.information import Information
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.learned_pairs import (
+    MOST_FEATURES,
+    SOURCE,
+    ModelPairs,
+    correlation_plot,
+    informed_plot,
+    learned_plot,
+    measure_pairs,
+)
 from prismrec.analysis.subject import Progress, Subject
 
-MOST_FEATURES = 30
-"""Features in a plot, those that say most; the numbers have all."""
 MOST_LAYERS = 40
 """Layers in a plot, those that know most; the numbers have all."""
-MOST_MAPS = 4
-"""Heat maps of learned pairs of a model, those that follow the information best."""
 _PARTS = {
     "fields": "field vectors",
     "sequence": "sequences",
@@ -41,30 +42,6 @@ _PARTS = {
     "logit": "logits",
 }
 _LAYER_SOURCE = "Mutual information by counts, with the correction of Miller (1955)"
-_PAIR_SOURCE = "Pan et al., Field-weighted Factorization Machines, WWW 2018, section 4"
-
-
-@dataclass(frozen=True, slots=True)
-class LearnedPairs:
-    """How an interaction weighs pairs of fields.
-
-    Args:
-        blocks: its matrices.
-        strengths: (N, N) mean size of what a pair adds.
-        informed: (T, N, N) what the same fields say together.
-    """
-
-    blocks: PairBlocks
-    strengths: Tensor
-    informed: Tensor
-
-    def correlations(self) -> list[tuple[float | None, float | None]]:
-        """Of each task, Pearson's correlation of the information with norms and with strengths."""
-        norms = self.blocks.norms()
-        return [
-            (pair_correlation(norms, each), pair_correlation(self.strengths, each))
-            for each in self.informed
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +60,18 @@ class Discriminability:
     tasks: tuple[str, ...]
     layers: list[LayerInformation]
     features: FeatureInformation
-    pairs: list[LearnedPairs]
+    pairs: ModelPairs
 
 
 def measure(subject: Subject, progress: Progress) -> Discriminability:
     """What a model's layers and features know of its labels, and how it weighs pairs of fields."""
     features = feature_information(subject, progress)
-    places = {name: at for at, name in enumerate(features.names)}
-    blocks = pair_blocks(subject)
-    pairs = []
-    for each, strengths in zip(blocks, pair_strengths(subject, blocks), strict=True):
-        own = torch.tensor([places[name] for name in each.fields])
-        pairs.append(LearnedPairs(each, strengths, features.pairs[:, own][:, :, own]))
     return Discriminability(
         subject.name,
         tuple(subject.recipe.task_names),
         layer_information(subject, progress),
         features,
-        pairs,
+        measure_pairs(subject, features),
     )
 
 
@@ -115,10 +86,15 @@ def discriminability_chapter(subjects: Sequence[Subject], progress: Progress) ->
     plots = [_parts(found)] if any(each.layers for each in found) else []
     plots += [_layers(each) for each in found if each.layers]
     plots += [_features(each) for each in _distinct(found)]
-    plots += [_informed(each, task) for each in _distinct(found) for task in range(len(each.tasks))]
-    if any(each.pairs for each in found):
-        plots.append(_correlations(found))
-    plots += [_learned(each, pairs) for each in found for pairs in _best(each)]
+    for each in _distinct(found):
+        for at, task in enumerate(each.tasks):
+            if bool(each.features.pairs[at].isfinite().any()):
+                title = f"What pairs of features say about {task}, {each.name}"
+                shown = [place for place, _ in _ranked(each.features, at)[:MOST_FEATURES]]
+                plots.append(informed_plot(title, each.features, at, shown))
+    if any(each.pairs.learned for each in found):
+        plots.append(correlation_plot([each.pairs for each in found]))
+    plots += [learned_plot(each.pairs, pairs) for each in found for pairs in each.pairs.best()]
     summary = [sentence for each in found for sentence in _told(each, len(found) > 1)]
     return Chapter(
         "discriminability", "Discriminability", summary, plots, list(_missing(found, subjects))
@@ -139,26 +115,19 @@ def _distinct(found: Sequence[Discriminability]) -> list[Discriminability]:
     return kept
 
 
-def _best(found: Discriminability) -> list[LearnedPairs]:
-    """The interactions to draw, those that follow the information of some task best."""
-
-    def score(pairs: LearnedPairs) -> float:
-        return max((value for both in pairs.correlations() for value in both if value), default=0)
-
-    return sorted(found.pairs, key=lambda each: -score(each))[:MOST_MAPS]
-
-
 def _told(found: Discriminability, is_one_of_many: bool) -> Iterator[str]:
     which = f"{found.name}: " if is_one_of_many else ""
     for at, task in enumerate(found.tasks):
-        if found.layers:
-            yield which + _layers_told(found, at, task)
-        ranked = _ranked(found.features, at)[:3]
+        layers = [each for each in found.layers if each.by_task[at].is_reliable]
+        if layers:
+            yield which + _layers_told(layers, at, task)
         listed = ", ".join(
-            f"`{name}` {found.features.alone[place][at].share:.2%}" for place, name in ranked
+            f"`{name}` {found.features.alone[place][at].share:.2%}"
+            for place, name in _ranked(found.features, at)[:3]
         )
-        yield f"{which}for `{task}`, the features that say most alone are {listed} of the label's entropy."
-    for pairs in _best(found)[:2]:
+        if listed:
+            yield f"{which}for `{task}`, the features that say most alone are {listed} of the label's entropy."
+    for pairs in found.pairs.best()[:2]:
         for task, (norms, strengths) in zip(found.tasks, pairs.correlations(), strict=True):
             said = [
                 f"{what} {value:.2f}"
@@ -172,33 +141,47 @@ def _told(found: Discriminability, is_one_of_many: bool) -> Iterator[str]:
                 )
 
 
-def _layers_told(found: Discriminability, at: int, task: str) -> str:
-    by_part: dict[str, LayerInformation] = {}
-    for each in found.layers:
-        before = by_part.get(each.point.part)
-        if before is None or each.by_task[at].share > before.by_task[at].share:
-            by_part[each.point.part] = each
-    best = max(by_part.values(), key=lambda each: each.by_task[at].share)
-    logit = next(e for e in found.layers if e.point.part == "logit" and e.point.task == task)
-    fields = by_part.get("fields")
-    from_fields = (
-        f", the field vectors of one set at most {fields.by_task[at].share:.1%}" if fields else ""
-    )
+def _layers_told(layers: Sequence[LayerInformation], at: int, task: str) -> str:
+    best = _best_of_parts(layers, at)
+    first = max(best.values(), key=lambda each: each.by_task[at].share)
+    logits = [e for e in layers if e.point.part == "logit" and e.point.task == task]
+    told = [f"its logit {each.by_task[at].share:.1%}" for each in logits]
+    if "fields" in best:
+        told.append(f"the field vectors of one set at most {best['fields'].by_task[at].share:.1%}")
     return (
-        f"for `{task}`, `{best.point.name}` knows most of the label, {best.by_task[at].share:.1%} of "
-        f"its entropy; its logit {logit.by_task[at].share:.1%}{from_fields}."
+        f"for `{task}`, `{first.point.name}` knows most of the label, {first.by_task[at].share:.1%} of "
+        f"its entropy; {', '.join(told)}."
     )
+
+
+def _best_of_parts(layers: Sequence[LayerInformation], at: int) -> dict[str, LayerInformation]:
+    """Of each part of a model, the layer that knows most of a task's label."""
+    best: dict[str, LayerInformation] = {}
+    for each in layers:
+        before = best.get(each.point.part)
+        if before is None or each.by_task[at].share > before.by_task[at].share:
+            best[each.point.part] = each
+    return best
 
 
 def _ranked(features: FeatureInformation, task: int | None) -> list[tuple[int, str]]:
-    """Place and name of the features, those that say most about a task, or about any, first."""
+    """Place and name of the features, those that say most about a task, or about any, first.
+
+    Features of which nothing reliable is known are not among them.
+    """
 
     def score(place: int) -> float:
         alone = features.alone[place]
-        return max(each.share for each in (alone if task is None else alone[task : task + 1]))
+        asked = alone if task is None else alone[task : task + 1]
+        return max((each.share for each in asked if each.is_reliable), default=-math.inf)
 
     places = sorted(range(len(features.names)), key=lambda place: -score(place))
-    return [(place, features.names[place]) for place in places]
+    return [(place, features.names[place]) for place in places if score(place) > -math.inf]
+
+
+def _known(said: Information) -> float | None:
+    """What is drawn of an estimate: nothing where it is noise."""
+    return said.share if said.is_reliable else None
 
 
 def _missing(found: Sequence[Discriminability], subjects: Sequence[Subject]) -> Iterator[str]:
@@ -208,17 +191,38 @@ def _missing(found: Sequence[Discriminability], subjects: Sequence[Subject]) -> 
                 f"{each.name}: {subject.num_rows} rows are too few to say what layers know; take "
                 f"{4 * ROWS_PER_CLASS} at least, {MOST_FIT_ROWS * 2} for 64 classes."
             )
-        if not each.pairs:
+        if not each.pairs.learned:
             yield (
                 f"{each.name}: its interactions weigh no pairs of fields, so there is nothing to hold "
                 "against their information."
             )
-        for task, entropy in zip(each.tasks, each.features.entropies.tolist(), strict=True):
-            if entropy == 0:
-                yield (
-                    f"{each.name}: every row of the sample has the same label of `{task}`, or none; "
-                    "there is nothing to know of it. Take more rows, or another split."
-                )
+        yield from _without(each)
+
+
+def _without(found: Discriminability) -> Iterator[str]:
+    """Of which labels there are too few of one kind."""
+    for at, (task, entropy) in enumerate(
+        zip(found.tasks, found.features.entropies.tolist(), strict=True)
+    ):
+        if entropy == 0:
+            yield (
+                f"{found.name}: every row of the sample has the same label of `{task}`, or none; "
+                "there is nothing to know of it. Take more rows, or another split."
+            )
+            continue
+        noisy = [e.by_task[at] for e in found.layers if not e.by_task[at].is_reliable]
+        if noisy:
+            yield (
+                f"{found.name}: {len(noisy)} of {len(found.layers)} layers are left out for `{task}`: "
+                f"{noisy[0].rarest} rows with its rarer label count, less than one for each class. Take "
+                "more rows."
+            )
+        if not bool(found.features.pairs[at].isfinite().any()):
+            yield (
+                f"{found.name}: what pairs of features say about `{task}` is left out: its rarer label "
+                f"comes {found.features.alone[0][at].rarest} times, less than once for each pair of "
+                "categories. Take more rows."
+            )
 
 
 def _parts(found: Sequence[Discriminability]) -> Plot:
@@ -227,25 +231,26 @@ def _parts(found: Sequence[Discriminability]) -> Plot:
     rows: list[tuple[Cell, ...]] = []
     for model in found:
         for at, task in enumerate(model.tasks):
-            best: dict[str, tuple[float, str]] = {}
-            for each in model.layers:
-                part, share = _PARTS[each.point.part], each.by_task[at].share
-                if part not in best or share > best[part][0]:
-                    best[part] = share, each.point.name
-            name = f"{model.name}, {task}" if len(found) > 1 else task
-            ordered = [part for part in _PARTS.values() if part in best]
+            known = [each for each in model.layers if each.by_task[at].is_reliable]
+            by_part = _best_of_parts(known, at)
+            best = [by_part[part] for part in _PARTS if part in by_part]
+            parts = [_PARTS[each.point.part] for each in best]
+            shares = [each.by_task[at].share for each in best]
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": name,
-                    "x": ordered,
-                    "y": [best[part][0] for part in ordered],
-                    "text": [best[part][1] for part in ordered],
+                    "name": f"{model.name}, {task}" if len(found) > 1 else task,
+                    "x": parts,
+                    "y": shares,
+                    "text": [each.point.name for each in best],
                     "hovertemplate": "%{text}: %{y:.2%}<extra></extra>",
                 }
             )
-            rows += [(model.name, task, part, best[part][1], best[part][0]) for part in ordered]
+            rows += [
+                (model.name, task, part, each.point.name, share)
+                for part, each, share in zip(parts, best, shares, strict=True)
+            ]
     return Plot(
         "What each part of a model knows of the labels",
         "From the vectors that go in to the logit that comes out. Knowledge can only be lost on the "
@@ -269,7 +274,8 @@ def _shown(model: Discriminability) -> list[LayerInformation]:
     """Layers to draw, in the order of the forward pass; logits always."""
 
     def score(each: LayerInformation) -> float:
-        return max(said.share for said in each.by_task) + (each.point.part == "logit")
+        known = [said.share for said in each.by_task if said.is_reliable]
+        return max(known, default=-1.0) + (each.point.part == "logit")
 
     best = sorted(model.layers, key=lambda each: -score(each))[:MOST_LAYERS]
     kept = {each.point.name for each in best}
@@ -285,7 +291,7 @@ def _layers(model: Discriminability) -> Plot:
             "orientation": "h",
             "name": task,
             "y": names,
-            "x": [each.by_task[at].share for each in shown],
+            "x": [_known(each.by_task[at]) for each in shown],
             "hovertemplate": "%{y}: %{x:.2%}<extra>" + task + "</extra>",
         }
         for at, task in enumerate(model.tasks)
@@ -293,14 +299,14 @@ def _layers(model: Discriminability) -> Plot:
     rows: list[tuple[Cell, ...]] = [
         (
             *(model.name, each.point.name, each.point.part, task, each.point.width, each.classes),
-            *(said.nats, said.correction, said.entropy, said.share, said.rows),
+            *(said.nats, said.correction, said.entropy, said.share, said.rows, said.rarest),
         )
         for each in model.layers
         for task, said in zip(model.tasks, each.by_task, strict=True)
     ]
     columns = (
         *("model", "layer", "part", "task", "width", "classes"),
-        *("nats", "correction", "H(Y)", "share of H(Y)", "rows"),
+        *("nats", "correction", "H(Y)", "share of H(Y)", "rows", "rows of the rarer label"),
     )
     return Plot(
         f"What the layers of {model.name} know",
@@ -327,24 +333,30 @@ def _features(model: Discriminability) -> Plot:
             "orientation": "h",
             "name": task,
             "y": [name for _, name in shown],
-            "x": [features.alone[place][at].share for place, _ in shown],
+            "x": [_known(features.alone[place][at]) for place, _ in shown],
             "hovertemplate": "%{y}: %{x:.2%}<extra>" + task + "</extra>",
         }
         for at, task in enumerate(model.tasks)
     ]
     rows: list[tuple[Cell, ...]] = [
-        (name, task, said.nats, said.correction, said.entropy, said.share, said.rows)
+        (
+            *(name, task, said.nats, said.correction, said.entropy, said.share),
+            *(said.rows, said.rarest, said.classes),
+        )
         for name, alone in zip(features.names, features.alone, strict=True)
         for task, said in zip(model.tasks, alone, strict=True)
     ]
-    columns = ("feature", "task", "nats", "correction", "H(Y)", "share of H(Y)", "rows")
+    columns = (
+        *("feature", "task", "nats", "correction", "H(Y)", "share of H(Y)"),
+        *("rows", "rows of the rarer label", "categories"),
+    )
     return Plot(
-        f"What features say alone{_on(model)}",
+        f"What features say alone, {model.name}",
         "Those that say most come first. Of ids with many values this is a lower bound: rare values "
         "are put together.",
         f"Mutual information of a feature, cut into at most {features.num_categories} categories, and "
         f"the label, on {features.rows:,} rows, less what chance brings, as a share of the label's entropy.",
-        _PAIR_SOURCE,
+        SOURCE,
         traces,
         {
             "xaxis": {"tickformat": ".1%"},
@@ -353,108 +365,3 @@ def _features(model: Discriminability) -> Plot:
         },
         Numbers(columns, rows),
     )
-
-
-def _on(model: Discriminability) -> str:
-    return f", {model.name}"
-
-
-def _informed(model: Discriminability, task: int) -> Plot:
-    features, name = model.features, model.tasks[task]
-    places = sorted(place for place, _ in _ranked(features, task)[:MOST_FEATURES])
-    values = features.pairs[task] / max(float(features.entropies[task]), 1e-12)
-    rows: list[tuple[Cell, ...]] = [
-        (
-            features.names[i],
-            features.names[j],
-            float(features.pairs[task, i, j]),
-            float(values[i, j]),
-        )
-        for i in range(len(features.names))
-        for j in range(i + 1, len(features.names))
-    ]
-    return Plot(
-        f"What pairs of features say about {name}{_on(model)}",
-        "Bright crosses are features that say much with every partner; a bright cell alone is a pair "
-        "that says what neither of its features does.",
-        f"Mutual information of two features together, each in {features.num_pair_categories} "
-        "categories, and the label, less what chance brings, as a share of the label's entropy.",
-        _PAIR_SOURCE,
-        [_heat_map([features.names[place] for place in places], values[places][:, places])],
-        _square(len(places)),
-        Numbers(("feature", "with", "nats", "share of H(Y)"), rows),
-    )
-
-
-def _learned(model: Discriminability, pairs: LearnedPairs) -> Plot:
-    norms = pairs.blocks.norms()
-    fields = pairs.blocks.fields
-    total = norms.nansum(0) + norms.nansum(1)
-    places = sorted(total.argsort(descending=True)[:MOST_FEATURES].tolist())
-    rows: list[tuple[Cell, ...]] = [
-        (fields[i], fields[j], float(norms[i, j]), float(pairs.strengths[i, j]))
-        for i, j in pairs.blocks.meets.nonzero().tolist()
-    ]
-    return Plot(
-        f"Learned pairs of {model.name}: {pairs.blocks.name}",
-        "Row: the field whose vector is mapped; column: the field that it meets. A pattern like that of "
-        "the information above means that the weights found the pairs that say most.",
-        "Frobenius norm of the matrix between two fields, over the square root of its width: 1 is a "
-        "plain inner product. Of a cross network or PFL it is the first layer's. The numbers have the "
-        "mean size of what a pair adds too.",
-        _PAIR_SOURCE,
-        [_heat_map([fields[place] for place in places], norms[places][:, places])],
-        _square(len(places)),
-        Numbers(("field", "meets", "norm", "strength"), rows),
-    )
-
-
-def _correlations(found: Sequence[Discriminability]) -> Plot:
-    rows: list[tuple[Cell, ...]] = [
-        (model.name, pairs.blocks.name, task, norms, strengths)
-        for model in found
-        for pairs in model.pairs
-        for task, (norms, strengths) in zip(model.tasks, pairs.correlations(), strict=True)
-    ]
-    traces = []
-    for column, what in ((3, "norms"), (4, "strengths")):
-        for task in dict.fromkeys(row[2] for row in rows):
-            of_task = [row for row in rows if row[2] == task]
-            names = [f"{row[0]}: {row[1]}" if len(found) > 1 else row[1] for row in of_task]
-            traces.append(
-                {
-                    "type": "bar",
-                    "orientation": "h",
-                    "name": f"{what}, {task}",
-                    "y": names,
-                    "x": [row[column] for row in of_task],
-                }
-            )
-    return Plot(
-        "Whether learned pairs follow what pairs say",
-        "1: the interaction gives most weight to the pairs that say most about the label; 0: no relation. "
-        "The paper on FwFM found 0.56 for its weights and 0.43 for weights times products.",
-        "Pearson's correlation, over pairs of different fields, of their information with the norms of "
-        "their matrices, and with the mean size of what they add to the output.",
-        _PAIR_SOURCE,
-        traces,
-        {
-            "xaxis": {"range": [-1, 1]},
-            "yaxis": {"autorange": "reversed", "automargin": True},
-            "height": 140 + 14 * len(rows) * 2,
-        },
-        Numbers(("model", "interaction", "task", "of norms", "of strengths"), rows),
-    )
-
-
-def _heat_map(names: Sequence[str], values: Tensor) -> dict[str, Any]:
-    cells = [[None if cell != cell else cell for cell in row] for row in values.tolist()]
-    return {"type": "heatmap", "x": list(names), "y": list(names), "z": cells}
-
-
-def _square(count: int) -> dict[str, Any]:
-    return {
-        "xaxis": {"type": "category", "automargin": True, "tickangle": -60},
-        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
-        "height": 200 + 16 * count,
-    }

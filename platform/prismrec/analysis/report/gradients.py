@@ -13,6 +13,7 @@ from prismrec.analysis.gradients import (
     FIELD_ROWS,
     LABELS,
     LogitPushes,
+    NamedLoss,
     Pushes,
     losses_of,
     measure_pushes,
@@ -73,7 +74,7 @@ def gradients_chapter(
             each.name,
             tuple(each.recipe.task_names),
             measure_pushes(each, progress),
-            landscape(each, losses_of(each.recipe)[0], chosen, progress),
+            landscape(each, _trained(each), chosen, progress),
         )
         for each in subjects
     ]
@@ -87,6 +88,12 @@ def gradients_chapter(
     missing += list(_without(found))
     told = [sentence for each in found for sentence in _told(each, len(found) > 1)]
     return Chapter("gradients", "Gradients", told + _compared(found), plots, missing)
+
+
+def _trained(subject: Subject) -> list[NamedLoss]:
+    """Cross-entropy, and behind it the loss that the model was trained with if it is another."""
+    losses, _ = losses_of(subject.recipe)
+    return [each for each in losses if each.name == CROSS_ENTROPY or each.is_own]
 
 
 def _told(found: Gradients, is_one_of_many: bool) -> Iterator[str]:
@@ -332,7 +339,7 @@ _MOVED = (
 def _map(model: Gradients) -> Plot:
     """The whole slice, of the model's own loss where it has one."""
     around = model.around
-    loss = list(around.losses)[-1] if "its own loss" in around.losses else CROSS_ENTROPY
+    loss = list(around.losses)[-1]
     offsets = [round(each, 6) for each in around.offsets.tolist()]
     rows: list[tuple[Cell, ...]] = [
         (name, offsets[a], offsets[b], float(grid[a, b]))
