@@ -13,7 +13,9 @@ import prismrec
 from prismrec.analysis.report.chapter import Chapter
 from prismrec.analysis.report.collapse import collapse_chapter
 from prismrec.analysis.report.correlation import Asked, correlation_chapter
+from prismrec.analysis.report.decorrelation import decorrelation_chapter
 from prismrec.analysis.report.discriminability import discriminability_chapter
+from prismrec.analysis.report.entanglement import entanglement_chapter
 from prismrec.analysis.report.gradients import gradients_chapter
 from prismrec.analysis.report.page import Report, csv_name, page
 from prismrec.analysis.subject import Progress, Subject
@@ -36,6 +38,7 @@ class Request:
         split: `train`, `valid` or `test` of each model's recipe, or `all`.
         rows: rows to look at, the first ones of the split.
         chapters: keys of the chapters wanted, all if not given.
+        fields: the field of the user and that of the item, None for what `paired_fields` finds.
         target: target category that histories are drawn for; the most frequent one if not given.
         uri: tracking URI of the registry and of the runs that keep the report.
     """
@@ -46,15 +49,20 @@ class Request:
     split: str
     rows: int
     chapters: tuple[str, ...]
+    fields: tuple[str | None, str | None]
     target: int | None
     uri: str
 
 
 CHAPTERS: dict[str, Callable[[Sequence[Subject], Request, Progress], Chapter]] = {
     "collapse": lambda subjects, _, progress: collapse_chapter(subjects, progress),
+    "entanglement": lambda subjects, request, progress: entanglement_chapter(
+        subjects, paired_fields(subjects[0], request.fields), progress
+    ),
     "correlation": lambda subjects, request, progress: correlation_chapter(
         subjects, Asked(request.data, target=request.target), progress
     ),
+    "experts": lambda subjects, _, progress: decorrelation_chapter(subjects, progress),
     "discriminability": lambda subjects, _, progress: discriminability_chapter(subjects, progress),
     "gradients": lambda subjects, _, progress: gradients_chapter(subjects, progress),
 }
@@ -98,6 +106,37 @@ def analyze(request: Request, progress: Progress) -> dict[str, Any]:
             for each in chapters
         },
     }
+
+
+def paired_fields(subject: Subject, wanted: tuple[str | None, str | None]) -> tuple[str, str]:
+    """The fields of the user and of the item, those wanted or the likely ones.
+
+    The user is the recipe's group, the item the field of one id in each row with the most rows in its
+    table; without a group the user is the next field of that kind.
+
+    Raises:
+        UserError: the model has no such field.
+    """
+    spec, user, item = subject.spec, *wanted
+    for option, name in (("--user", user), ("--item", item)):
+        if name is not None and name not in spec.fields:
+            raise UserError(
+                f"{option}: {subject.name} has no field '{name}'; it has {', '.join(spec.fields)}"
+            )
+    sample = next(subject.samples())
+    single = [name for name, each in sample.fields.items() if bool((each.lengths == 1).all())]
+    single.sort(key=lambda name: -spec.table_of(name).known_rows)
+    group = subject.recipe.features.group
+    item = item or next((name for name in single if name not in (user, group)), None)
+    user = user or next(
+        (name for name in [group, *single] if name in single and name != item), None
+    )
+    if user is None or item is None:
+        raise UserError(
+            f"{subject.name} has no two fields of one id in each row; name them with --user and --item, or "
+            "leave the chapter 'entanglement' out"
+        )
+    return user, item
 
 
 def _wanted(chapters: Sequence[str]) -> list[str]:

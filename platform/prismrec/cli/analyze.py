@@ -34,6 +34,13 @@ def analyze(  # noqa: PLR0913 - the options of a command are its arguments
     chapter: Annotated[
         list[str] | None, typer.Option("--chapter", help="Only this chapter; may be repeated.")
     ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", help="Field of the user; the recipe's group if not given."),
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option("--item", help="Field of the item; the largest if not given.")
+    ] = None,
     target: Annotated[
         int | None, typer.Option("--target", help="Target category whose histories are drawn.")
     ] = None,
@@ -43,7 +50,17 @@ def analyze(  # noqa: PLR0913 - the options of a command are its arguments
     """Show collapse, entanglement and correlation of trained models, as a page to open."""
     from prismrec.jobs.analyze import Request, analyze
 
-    request = Request(tuple(models), data, out, split, rows, tuple(chapter or ()), target, uri)
+    request = Request(
+        models=tuple(models),
+        data=data,
+        out=out,
+        split=split,
+        rows=rows,
+        chapters=tuple(chapter or ()),
+        fields=(user, item),
+        target=target,
+        uri=uri,
+    )
     with output.stages() as progress:
         document = analyze(request, progress)
     if as_json:

@@ -16,6 +16,8 @@ from plotly.offline import get_plotlyjs
 
 from prismrec.analysis.report.chapter import Cell, Chapter, Plot
 
+MOST_TOLD = 5
+"""Sentences of a chapter that the first page shows at once."""
 MOST_SHOWN = 200
 """Rows of a plot's numbers that the page shows; the file to save has all of them."""
 
@@ -101,15 +103,24 @@ def _section(key: str, inner: str) -> str:
 def _summary(chapters: Sequence[Chapter]) -> str:
     articles = []
     for chapter in chapters:
-        told = "".join(f"<li>{_prose(sentence)}</li>" for sentence in chapter.summary)
+        first, rest = _listed(chapter.summary[:MOST_TOLD]), _listed(chapter.summary[MOST_TOLD:])
+        more = (
+            f"<details><summary>{len(chapter.summary) - MOST_TOLD} more</summary>{rest}</details>"
+        )
         articles.append(
             f"<article><h2>{escape(chapter.title)}</h2>"
-            + (f'<ul class="told">{told}</ul>' if told else "")
+            + first
+            + (more if rest else "")
             + _missing(chapter)
             + (f'<p><a href="#{escape(chapter.key)}">Plots</a></p>' if chapter.plots else "")
             + "</article>"
         )
     return _section("summary", "".join(articles))
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    told = "".join(f"<li>{_prose(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="told">{told}</ul>' if told else ""
 
 
 def _missing(chapter: Chapter) -> str:
@@ -118,8 +129,8 @@ def _missing(chapter: Chapter) -> str:
 
 def _chapter(chapter: Chapter, places: Mapping[int, int]) -> str:
     plots = "".join(_plot(plot, places[id(plot)]) for plot in chapter.plots)
-    told = "".join(f"<li>{_prose(sentence)}</li>" for sentence in chapter.summary)
-    told = f'<article><ul class="told">{told}</ul></article>' if told else ""
+    told = _listed(chapter.summary)
+    told = f"<article>{told}</article>" if told else ""
     missing = f"<article>{_missing(chapter)}</article>" if chapter.missing else ""
     return _section(chapter.key, told + plots + missing)
 
