@@ -57,9 +57,9 @@ def test_a_model_against_plain_loops(batch: int, tmp_path: Path) -> None:
     truth, places = counts.information(), {int(c): i for i, c in enumerate(counts.categories)}
     values: list[list[float]] = []
     for sample in drawn.subject.samples():
-        given = sample.inputs.sequences
+        (given,) = sample.inputs.sequences
         logits = sum(strength(each, given).logits[0] for each in readers_of(drawn.head)) / 2
-        offsets = given[0].offsets.tolist()
+        offsets = given.offsets.tolist()
         rows = sample.columns
         for at, target in enumerate(rows["category"].to_pylist()):
             early = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,17 @@ def test_conditions_sample_space_and_time(tmp_path: Path) -> None:
     newest = HISTORY.model_copy(update={"max_length": 1})
     short = count_behaviours(Question(newest, "target", "click", positions=3), data, _quiet)
     assert short.support()[0, :, 1:].sum() == 0
+
+
+def test_other_target_categories_come_last(tmp_path: Path) -> None:
+    rows: list[tuple[list[int] | None, int | None, int | None]] = [*MICRO, ([3, 1], 3, 0)]
+    data = _write(tmp_path / "rows", rows)
+    few = Question(HISTORY, "target", "click", categories=1, positions=3)
+    also = count_behaviours(replace(few, also=(3, 1)), data, _quiet)
+    assert also.categories.tolist() == [1, 3]
+    assert also.behaviours[1].tolist() == [[[1, 0], [0, 0], [0, 0]], [[0, 0], [1, 0], [0, 0]]]
+    with pytest.raises(UserError, match="no row that counts has 8 as 'target'.*most frequent is 1"):
+        count_behaviours(replace(few, also=(8,)), data, _quiet)
 
 
 def test_batches_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

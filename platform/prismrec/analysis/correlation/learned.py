@@ -179,7 +179,7 @@ def learned_map(
     done = (passes - 1) * subject.num_rows
     for sample in subject.samples():
         events = events_of(place.question, sample.columns, categories)
-        given = sample.inputs.sequences
+        given = only(sample.inputs.sequences[place.sequence], events)
         sums.add(readers, given if means is None else means.instead(given, events), events)
         done += len(events.of_target)
         progress(DOING.format(subject.name), done, passes * subject.num_rows)
@@ -208,27 +208,25 @@ class _Means:
     def __init__(
         self, subject: Subject, place: Place, categories: Ints, progress: Progress
     ) -> None:
-        self._sequence, size = place.sequence, len(categories)
+        size = len(categories)
         counts = torch.zeros(2, size, 1, dtype=torch.float64)
         sums: tuple[list[Tensor], list[Tensor]] = ([], [])
         done = 0
         for sample in subject.samples():
             events = events_of(place.question, sample.columns, categories)
-            given = sample.inputs.sequences[self._sequence]
+            given = only(sample.inputs.sequences[place.sequence], events)
             rows = np.flatnonzero(events.of_target >= 0)
-            for kind, (vectors, index, owner) in enumerate(
-                (
-                    (_behaviours(given), events.kept, events.category),
-                    (_targets(given), rows, events.of_target[rows]),
-                )
+            of_targets = [each[torch.from_numpy(rows)] for each in _targets(given)]
+            for kind, (vectors, owner) in enumerate(
+                ((_behaviours(given), events.category), (of_targets, events.of_target[rows]))
             ):
-                of_kind, into = torch.from_numpy(index), torch.from_numpy(owner)
+                into = torch.from_numpy(owner)
                 if not sums[kind]:
                     sums[kind].extend(
                         torch.zeros(size, each.shape[1], dtype=torch.float64) for each in vectors
                     )
                 for total, each in zip(sums[kind], vectors, strict=True):
-                    total.index_add_(0, into, each[of_kind].double())
+                    total.index_add_(0, into, each.double())
                 counts[kind] += torch.bincount(into, minlength=size)[:, None]
             done += len(events.of_target)
             progress(DOING.format(subject.name), done, 2 * subject.num_rows)
@@ -237,23 +235,32 @@ class _Means:
             for of_kind, count in zip(sums, counts, strict=True)
         )
 
-    def instead(self, given: Sequence[SequenceInputs], events: Events) -> list[SequenceInputs]:
-        """The sequences with mean vectors in the place of the behaviours that count and of targets."""
-        changed, own = list(given), given[self._sequence]
-        kept, category = torch.from_numpy(events.kept), torch.from_numpy(events.category)
+    def instead(self, given: SequenceInputs, events: Events) -> SequenceInputs:
+        """Behaviours that count and their targets with mean vectors in the place of their own."""
+        category = torch.from_numpy(events.category)
         of_target = torch.from_numpy(events.of_target).clamp(min=0)
-        count = len(own.positions)
-        behaviours = [
-            torch.zeros(count, mean.shape[1], dtype=mean.dtype).index_copy(0, kept, mean[category])
-            for mean in self._behaviours
-        ]
+        behaviours = [mean[category] for mean in self._behaviours]
         targets = [mean[of_target] for mean in self._targets]
-        sets = len(own.behaviours)
-        attention = None if own.attention is None else [behaviours[sets], targets[sets]]
-        changed[self._sequence] = replace(
-            own, behaviours=behaviours[:sets], targets=targets[:sets], attention=attention
+        sets = len(given.behaviours)
+        attention = None if given.attention is None else [behaviours[sets], targets[sets]]
+        return replace(
+            given, behaviours=behaviours[:sets], targets=targets[:sets], attention=attention
         )
-        return changed
+
+
+def only(given: SequenceInputs, events: Events) -> SequenceInputs:
+    """A sequence without the behaviours that do not count; those that do keep position and interval."""
+    kept = torch.from_numpy(events.kept)
+    rows = np.arange(len(events.of_target) + 1)
+    attention = given.attention
+    return SequenceInputs(
+        behaviours=[each[kept] for each in given.behaviours],
+        targets=given.targets,
+        attention=None if attention is None else [attention[0][kept], attention[1]],
+        offsets=torch.from_numpy(np.searchsorted(events.row, rows)),
+        positions=given.positions[kept],
+        intervals=None if given.intervals is None else given.intervals[kept],
+    )
 
 
 def _behaviours(given: SequenceInputs) -> list[Tensor]:
@@ -279,17 +286,15 @@ class _Sums:
         self._count = np.zeros(int(np.prod(shape)), np.int64)
         self._sums = np.zeros((2, num_sets, len(self._count)))
 
-    def add(
-        self, readers: Sequence[Reader], given: Sequence[SequenceInputs], events: Events
-    ) -> None:
-        """Add the behaviours of a batch that count to their cells."""
+    def add(self, readers: Sequence[Reader], given: SequenceInputs, events: Events) -> None:
+        """Add the behaviours that count, those of `given`, to their cells."""
         self._count += np.bincount(events.cell, minlength=len(self._count))
         found = [strength(reader, given) for reader in readers]
         logits = torch.cat([each.logits for each in found]).numpy()
         norms = torch.cat([each.norms for each in found]).numpy()
         for sums, values in zip(self._sums, (logits, norms), strict=True):
             for of_set, row in zip(sums, values, strict=True):
-                of_set += np.bincount(events.cell, row[events.kept], len(self._count))
+                of_set += np.bincount(events.cell, row, len(self._count))
 
     def means(self) -> tuple[Floats, Floats]:
         """(S, K, K, P) mean z and mean ||r||, NaN without a behaviour."""

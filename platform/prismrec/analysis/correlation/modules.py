@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -81,17 +80,17 @@ def readers_of(model: nn.Module) -> list[Reader]:
     return found
 
 
-def strength(reader: Reader, sequences: Sequence[SequenceInputs]) -> Strength:
+def strength(reader: Reader, given: SequenceInputs) -> Strength:
     """The logit and the length of the summed vector of each behaviour of a batch.
 
     Args:
         reader: its module is a TIM, DIN or DARE.
-        sequences: of the batch.
+        given: its sequence.
 
     Raises:
         UserError: the module is of another kind.
     """
-    behaviours, targets, order, attention = module_inputs(sequences[reader.sequence], reader.sets)
+    behaviours, targets, order, attention = module_inputs(given, reader.sets)
     if attention is not None:
         attention = (attention[0].double(), attention[1].double())
     with torch.no_grad():
@@ -147,4 +146,4 @@ def _dare(
 
 def _by_copy(values: Tensor, shape: torch.Size) -> Tensor:
     """([M,] T) as (M, T); one for all copies where it has none of its own."""
-    return values.expand(shape).reshape(-1, shape[-1])
+    return values.expand(shape).reshape(math.prod(shape[:-1]), shape[-1])

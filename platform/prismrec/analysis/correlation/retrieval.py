@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from prismrec.analysis.correlation.information import Counts, Floats, Ints
-from prismrec.analysis.correlation.learned import place_of, readers_of_sequence
+from prismrec.analysis.correlation.learned import only, place_of, readers_of_sequence
 from prismrec.analysis.correlation.modules import strength
 from prismrec.analysis.correlation.truth import Question, events_of
 from prismrec.analysis.subject import Progress, Subject
@@ -117,12 +117,10 @@ def _ranked(
         done = 0
         for sample in subject.samples():
             events = events_of(place.question, sample.columns, categories)
-            given = sample.inputs.sequences
+            given = only(sample.inputs.sequences[place.sequence], events)
             logits = torch.cat([strength(each, given).logits for each in readers]).mean(0)
-            count = len(events.of_target)
-            offsets = np.searchsorted(events.row, np.arange(count + 1))
-            yield events.cell, logits.numpy()[events.kept], offsets
-            done += count
+            yield events.cell, logits.numpy(), given.offsets.numpy()
+            done += len(events.of_target)
             progress(DOING.format(subject.name), done, subject.num_rows)
 
     return batches()

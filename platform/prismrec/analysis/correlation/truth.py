@@ -44,8 +44,10 @@ class Question:
         valid: column that is 1 in the sample space of the label; None where all rows are in it.
         time: column with the time of a row, for sequences with `times`.
         conditions: rows that count, as in `data.splits`; all if there are none.
-        categories: K, the most frequent target categories, which are those of behaviours too.
+        categories: the most frequent target categories, which are those of behaviours too; K in all.
         positions: P, counted from the newest behaviour.
+        also: ids of target categories that are looked at besides, the last of the K where they are not
+            among the most frequent.
     """
 
     sequence: SequenceFeature
@@ -56,6 +58,7 @@ class Question:
     conditions: tuple[str, ...] = ()
     categories: int = 10
     positions: int = 10
+    also: tuple[int, ...] = ()
 
     @property
     def column(self) -> str:
@@ -133,7 +136,8 @@ def count_behaviours(question: Question, data: str, progress: Progress) -> Count
         progress: told the row groups read, of all in both passes.
 
     Raises:
-        UserError: a column is missing or of the wrong kind, or no row has a target and a label.
+        UserError: a column is missing or of the wrong kind, or no row has a target and a label, or one of
+            the target categories asked for.
     """
     source = open_data(data)
     _check(question, source)
@@ -264,7 +268,7 @@ class _Places:
 
 
 def _frequent(question: Question, source: DataSource, progress: Progress) -> Ints:
-    """(K,) the target categories with the most labelled rows, of equal ones the lower id first."""
+    """(K,) the target categories with the most labelled rows, of equal ones the lower id first, and others."""
     ids, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     groups = len(source.group_rows)
     columns = list(dict.fromkeys([question.target, *question.label_columns]))
@@ -278,7 +282,15 @@ def _frequent(question: Question, source: DataSource, progress: Progress) -> Int
                 place, weights=np.concatenate([counts, times]), minlength=len(ids)
             ).astype(np.int64)
         progress(DOING, done, 2 * groups)
-    return ids[np.lexsort((ids, -counts))[: question.categories]]
+    for category in question.also:
+        if category not in ids:
+            raise UserError(
+                f"{source.path}: no row that counts has {category} as '{question.target}', so nothing can be "
+                f"said of it; the most frequent is {ids[np.argmax(counts)] if len(ids) else 'none'}"
+            )
+    frequent = ids[np.lexsort((ids, -counts))[: question.categories]]
+    added = [each for each in dict.fromkeys(question.also) if each not in frequent]
+    return np.concatenate([frequent, np.array(added, np.int64)])
 
 
 def _labels(question: Question, columns: Mapping[str, pa.Array], where: str) -> Ints:

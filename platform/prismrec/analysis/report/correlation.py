@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ BLIND = 0.05
 """Score, up or down, within which a model is said to make nothing of the position."""
 ACROSS = 2
 """Heat maps in a row of the page."""
+_OF_DATA = "#8b949e"
 _PANEL = 330
 """Pixels that a row of heat maps is high."""
 
@@ -73,6 +74,11 @@ class _Learned:
     of_tables: Scores
     of_sets: dict[str, Scores]
 
+    @property
+    def label(self) -> str:
+        """What plots call it: its place among the models and the end of its name."""
+        return f"{self.index + 1}: {_short(self.name)}"
+
 
 def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Progress) -> Chapter:
     """Mutual information of behaviours and labels beside what each model makes of behaviours.
@@ -83,17 +89,18 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
         progress: told how far it is.
 
     Raises:
-        UserError: a column is missing, no row is left, or the target category is not among the
-            most frequent ones.
+        UserError: a column is missing, or no row is left, of the target category or at all.
     """
     suggested = (question_of(each) for each in subjects)
     question = asked.question or next((each for each in suggested if each is not None), None)
     title = "Behaviours and targets"
     if question is None:
         return Chapter("correlation", title, (), (), (_NO_SEQUENCE,))
+    if asked.target is not None:
+        question = replace(question, also=(asked.target,))
     counts = count_behaviours(question, asked.data, progress)
     truth = counts.information()
-    at = _chosen(counts, asked.target)
+    at = 0 if asked.target is None else counts.categories.tolist().index(asked.target)
     learned: list[_Learned] = []
     missing: list[str] = []
     for index, each in enumerate(subjects):
@@ -122,19 +129,6 @@ _NO_SEQUENCE = (
     "No model reads the history as a sequence, so there is nothing to hold against the data: give one "
     "`features.sequences` and `model.sequence`, see docs/sequences.md."
 )
-
-
-def _chosen(counts: Counts, target: int | None) -> int:
-    """Place of the target category that is drawn."""
-    if target is None:
-        return 0
-    places = np.flatnonzero(counts.categories == target)
-    if not len(places):
-        listed = ", ".join(str(each) for each in counts.categories.tolist())
-        raise UserError(
-            f"correlation: target category {target} is not among the most frequent; choose one of {listed}"
-        )
-    return int(places[0])
 
 
 def _measured(
@@ -172,7 +166,9 @@ def _measured(
 def _heat_maps(
     question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned], at: int
 ) -> Plot:
-    panels = [("data", truth[at]), *((each.name, each.map.published()[at]) for each in learned)]
+    panels = [("data", "data", truth[at])]
+    for each in learned:
+        panels.append((f"model {each.index + 1}", each.name, each.map.published()[at]))
     rows = [f"{each}" for each in counts.categories.tolist()]
     columns = list(range(1, counts.positions + 1))
     traces = [
@@ -183,31 +179,31 @@ def _heat_maps(
             "z": _cells(min_max(values)),
             "zmin": 0,
             "zmax": 1,
-            "showscale": number == 0,
-            "colorbar": {"thickness": 12},
+            "showscale": False,
             "xaxis": f"x{number + 1}" if number else "x",
             "yaxis": f"y{number + 1}" if number else "y",
             "hovertemplate": f"{name}<br>category %{{y}}, position %{{x}}<br>%{{z:.3f}}<extra></extra>",
         }
-        for number, (name, values) in enumerate(panels)
+        for number, (_, name, values) in enumerate(panels)
     ]
     target = counts.categories[at]
     return Plot(
         f"What histories say where the target is {question.target} {target}",
-        f"Rows are categories of behaviours, the target's own is {target}. A model that has understood "
-        "histories shows the picture of the data; one that knows no time shows rows of one colour.",
+        f"Rows are categories of behaviours, the target's own is {target}; position 1 is the newest. Bright "
+        "is the most, dark the least. A model that has understood histories shows the picture of the data; "
+        "one that knows no time shows rows of one colour.",
         f"Data: mutual information of `{question.label}` and a behaviour of the category at the position. "
         "Models: softmax over the map of the standardised attention logit, times the length of the "
         "vector that is summed; each category by its mean vector. Each picture from its least to its "
         "largest number.",
         f"{TIN}, section 2 and figure of learned correlation",
         traces,
-        _panels([name for name, _ in panels]),
+        _panels([title for title, _, _ in panels], counts.positions),
         _map_numbers(question, counts, truth, learned),
     )
 
 
-def _panels(names: Sequence[str]) -> dict[str, Any]:
+def _panels(names: Sequence[str], positions: int) -> dict[str, Any]:
     """A layout with a pair of axes for each of some heat maps, `ACROSS` in a row, named above."""
     down = -(-len(names) // ACROSS)
     layout: dict[str, Any] = {"height": _PANEL * down + 60, "annotations": []}
@@ -218,7 +214,8 @@ def _panels(names: Sequence[str]) -> dict[str, Any]:
         layout[f"xaxis{suffix}"] = {
             "domain": domain,
             "anchor": f"y{suffix}",
-            "dtick": 1,
+            "tick0": 1,
+            "dtick": max(1, positions // 3),
             "title": {"text": "position"},
         }
         layout[f"yaxis{suffix}"] = {
@@ -229,7 +226,7 @@ def _panels(names: Sequence[str]) -> dict[str, Any]:
         }
         layout["annotations"].append(
             {
-                "text": _short(name),
+                "text": name,
                 "x": sum(domain) / 2,
                 "y": top - 0.07 / down,
                 "xref": "paper",
@@ -275,24 +272,24 @@ def _map_numbers(
 def _lines(
     question: Question, counts: Counts, truth: Floats, learned: Sequence[_Learned], at: int
 ) -> Plot:
-    named: list[tuple[str, Floats, int | None]] = [("data", truth, None)]
-    named += [(each.name, each.map.published(), each.index) for each in learned]
+    named: list[tuple[str, Floats, _Learned | None]] = [("data", truth, None)]
+    named += [(each.name, each.map.published(), each) for each in learned]
     positions = list(range(1, counts.positions + 1))
     traces, rows = [], []
-    for name, values, index in named:
+    for name, values, model in named:
         row = values[at, at]
         most = np.abs(row[~np.isnan(row)]).max(initial=0)
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": _short(name),
+            "name": name if model is None else model.label,
             "x": positions,
             "y": _cells(row / most if most else row),
         }
-        if index is None:
-            trace["line"] = {"width": 4, "dash": "dot"}
+        if model is None:
+            trace["line"] = {"width": 4, "dash": "dot", "color": _OF_DATA}
         else:
-            trace["model"] = index
+            trace["model"] = model.index
         traces.append(trace)
         for target, category in enumerate(counts.categories.tolist()):
             own = values[target, target]
@@ -321,7 +318,7 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
     traces = [
         {
             "type": "bar",
-            "name": _short(each.name),
+            "name": each.label,
             "model": each.index,
             "x": names,
             "y": _cells(each.scores.own),
