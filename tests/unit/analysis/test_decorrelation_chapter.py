@@ -71,6 +71,15 @@ def test_layers_and_models_side_by_side() -> None:
     assert decorrelation_chapter([subjects[1]], Told()).plots == []
 
 
+def test_experts_that_one_task_alone_sees() -> None:
+    model = {"name": "ple", "num_layers": 2, "shared_experts": 1, "specific_experts": 1, **SMALL}
+    chapter = decorrelation_chapter([make_subject("ple", model, TASKS, ROWS)], Told())
+    rows = [row for row in chapter.plots[-1].numbers.rows if row[0] == "ple, layer 1"]
+    assert [row[2] for row in rows[:3]] == ["only 1 (like)", "only 2 (finish)", "only 3"]
+    assert [row[3] == 0 for row in rows[:6]] == [False, True, False, True, False, False]
+    assert sum(f"of at most {math.log(2):.2f} nats" in each for each in chapter.summary) == 4
+
+
 def test_experts_that_say_the_same_and_units_that_never_fire() -> None:
     subject = make_subject("twins", MMOE, TASKS, ROWS)
     with torch.no_grad():

@@ -317,5 +317,5 @@ def test_names_on_axes_are_short_and_differ() -> None:
 
     assert named("stem", "ple") == [(0, "stem"), (1, "ple")]
     long = ("out/first run/checkpoints/step-120", "out/second run/checkpoints/step-120")
-    assert named(*long) == [(0, "1: step-120"), (1, "2: step-120")]
+    assert named(*long) == [(0, "1: first run"), (1, "2: second run")]
     assert named("models:/clicks_and_likes/3") == [(0, "icks_and_likes/3")]

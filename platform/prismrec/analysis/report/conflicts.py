@@ -22,6 +22,9 @@ ROWS = 20_000
 MOST_TASKS = 6
 """Tasks that are compared, the first ones."""
 
+CLEAR = 0.05
+"""Size of a cosine from which on it is said to point somewhere."""
+
 _SOURCE = (
     'Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, section 2; sets of a task\'s own: '
     'Su et al., "STEM", AAAI 2024'
@@ -34,7 +37,7 @@ class _Pair:
 
     Args:
         model: name of the subject.
-        short: its name on axes.
+        short: the same in sentences and on axes.
         of_set: name of the set.
         tasks: names of the two.
         places: positions of the two.
@@ -147,22 +150,24 @@ def _summary(pairs: Sequence[_Pair]) -> Iterator[str]:
     apart: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         for task in pair.idle:
-            reached = apart.setdefault((pair.model, pair.of_set), [])
+            reached = apart.setdefault((pair.short, pair.of_set), [])
             if task not in reached:
                 reached.append(task)
     known = [pair for pair in pairs if pair.cosine() is not None]
     for pair in sorted(known, key=lambda each: each.cosine() or 0.0)[:6]:
         cosine, share = pair.cosine(), pair.share_against()
         assert cosine is not None
-        how = "pull apart" if cosine < 0 else "pull together"
+        how = "pull neither together nor apart"
+        if abs(cosine) >= CLEAR:
+            how = "pull apart" if cosine < 0 else "pull together"
         told = "" if share is None else f", against each other on {share:.0%} of the rows with both"
         yield (
-            f"{pair.model}: in set `{pair.of_set}` the losses of {pair.tasks[0]} and {pair.tasks[1]} "
+            f"{pair.short}: in set `{pair.of_set}` the losses of {pair.tasks[0]} and {pair.tasks[1]} "
             f"{how}, cosine {cosine:.2f}{told}."
         )
-    for (model, of_set), tasks in apart.items():
+    for (short, of_set), tasks in apart.items():
         yield (
-            f"{model}: the loss of {' and '.join(tasks)} has no gradient at all in set `{of_set}`, "
+            f"{short}: the loss of {' and '.join(tasks)} has no gradient at all in set `{of_set}`, "
             "exactly 0 on every row."
         )
 
@@ -187,6 +192,7 @@ def _bars(pairs: Sequence[_Pair], values: Sequence[float | None]) -> list[dict[s
         own = [(p.label, v) for p, v in zip(pairs, values, strict=True) if p.versus == name]
         labels, numbers = zip(*own, strict=True)
         traces.append({"type": "bar", "orientation": "h", "name": name, "y": labels, "x": numbers})
+        traces[-1]["texttemplate"] = "%{x:.2f}"
     return traces
 
 
@@ -250,7 +256,7 @@ def _tables(pairs: Sequence[_Pair]) -> Plot:
         "zmin": -1,
         "zmax": 1,
     }
-    trace["colorscale"] = "RdBu"
+    trace |= {"colorscale": "RdBu", "reversescale": True}
     return Plot(
         title="Cosine of the tasks' gradients, by table",
         shows="Which ids the tasks disagree about. An empty cell: one of the two has no gradient there.",

@@ -253,7 +253,7 @@ def _sentence(told: _Told, alone: Alone) -> str:
         verdict = as_alone.format(alone.tasks[0])
     elif separation <= LIKE_SECOND:
         verdict = as_alone.format(alone.tasks[1])
-    return f"{told.model}: set `{told.of_set}` {verdict}, AUC {separation:.2f}."
+    return f"{told.label.short}: set `{told.of_set}` {verdict}, AUC {separation:.2f}."
 
 
 def _separations(told: Sequence[_Told], alone: Alone, metric: Metric, total: int) -> Plot:
@@ -293,6 +293,7 @@ def _separations(told: Sequence[_Told], alone: Alone, metric: Metric, total: int
                 "model": next(each.label.number for each in told if each.model == model),
                 "y": [each.name for each in told if each.model == model],
                 "x": [each.contrast.separation for each in told if each.model == model],
+                "texttemplate": "%{x:.2f}",
             }
             for model in models
         ],
@@ -379,8 +380,8 @@ def _diversity(
         if len(each.sets) > 1
     ]
     sentences = [
-        f"{model}: Diversity Index {index:.2f} of its {num_sets} sets; {SHARE**2:.2f} is what sets come to "
-        f"whose orders are unrelated, 0 is one order, {SHARE:.1f} opposite ones."
+        f"{labels[model].short}: Diversity Index {index:.2f} of its {num_sets} sets; {SHARE**2:.2f} is what "
+        f"sets come to whose orders are unrelated, 0 is one order, {SHARE:.1f} opposite ones."
         for model, num_sets, index in indices
     ]
     if alone is not None and {alone.first.name, alone.second.name} <= by_name.keys():

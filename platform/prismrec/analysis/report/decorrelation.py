@@ -42,6 +42,7 @@ class _Layer:
         title: that name, and which layer where there are several.
         label: the same as plots call it.
         readers: names of those that weigh its experts.
+        experts: what each reads and, in brackets, the only task that sees it.
         found: what the pass said.
         moments: those of the pass.
     """
@@ -50,19 +51,20 @@ class _Layer:
     title: str
     label: str
     readers: tuple[str, ...]
+    experts: tuple[str, ...]
     found: LayerFindings
     moments: ExpertMoments
 
     @property
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Positions of every two experts, each pair once."""
-        count = len(self.found.experts)
+        count = len(self.experts)
         return ((p, q) for p in range(count) for q in range(p + 1, count))
 
     @property
     def num_pairs(self) -> int:
         """How many there are."""
-        return math.comb(len(self.found.experts), 2)
+        return math.comb(len(self.experts), 2)
 
 
 def decorrelation_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter:
@@ -109,8 +111,22 @@ def _layers(subject: Subject, short: str, progress: Progress) -> list[_Layer]:
             names = ("all tasks",) if count == 1 < len(readers) - 1 else readers[:count]
         if each.moments is not None:
             titles = (f"{subject.name}{which}", f"{short}{which}")
-            layers.append(_Layer(subject.name, *titles, names, each, each.moments))
+            experts = _owned(each, names)
+            layers.append(_Layer(subject.name, *titles, names, experts, each, each.moments))
     return layers
+
+
+def _owned(found: LayerFindings, readers: Sequence[str]) -> tuple[str, ...]:
+    """Names of experts, with the task of those whose gate is above 0 for one task alone."""
+    tasks = [at for at, name in enumerate(readers) if name != _SHARED]
+    if found.gates is None or len(tasks) < 2:
+        return found.experts
+    names = []
+    for name, sums in zip(found.experts, found.gates.sums[tasks].t(), strict=True):
+        seen = [readers[at] for at, total in zip(tasks, sums, strict=True) if total > 0]
+        is_told = len(seen) != 1 or seen[0] in name.split()
+        names.append(name if is_told else f"{name} ({seen[0]})")
+    return tuple(names)
 
 
 def _missing(subject: Subject, layers: Sequence[_Layer]) -> Iterator[str]:
@@ -129,7 +145,7 @@ def _missing(subject: Subject, layers: Sequence[_Layer]) -> Iterator[str]:
 
 
 def _summary(layer: _Layer) -> Iterator[str]:
-    names, R = layer.found.experts, layer.moments.correlation()
+    names, R = layer.experts, layer.moments.correlation()
     order = sorted(layer.pairs, key=lambda pair: float(R[pair]))
     mean = summed_over_pairs(R) / layer.num_pairs
     p, q = order[-1]
@@ -138,14 +154,14 @@ def _summary(layer: _Layer) -> Iterator[str]:
         a, b = order[0]
         least = f", `{names[a]}` and `{names[b]}` least, {float(R[a, b]):.2f}"
     yield (
-        f"{layer.title}: of {len(names)} experts `{names[p]}` and `{names[q]}` say most alike, mean "
+        f"{layer.label}: of {len(names)} experts `{names[p]}` and `{names[q]}` say most alike, mean "
         f"|correlation| {float(R[p, q]):.2f}{least}; over all pairs {mean:.2f}."
     )
     flat = layer.moments.flat_columns()
     worst = max(range(len(flat)), key=lambda at: flat[at] / layer.moments.widths[at])
     if flat[worst]:
         yield (
-            f"{layer.title}: {flat[worst]} of {layer.moments.widths[worst]} columns of expert "
+            f"{layer.label}: {flat[worst]} of {layer.moments.widths[worst]} columns of expert "
             f"`{names[worst]}` never vary; {sum(flat)} of {sum(layer.moments.widths)} of all experts."
         )
     gates = layer.found.gates
@@ -153,9 +169,9 @@ def _summary(layer: _Layer) -> Iterator[str]:
         return
     for reader, shares, entropy in zip(layer.readers, gates.shares, gates.entropy, strict=True):
         most = int(shares.argmax())
-        told = f"{layer.title}: {reader} gives most to expert `{names[most]}`, {shares[most]:.2f}"
+        told = f"{layer.label}: {reader} gives most to expert `{names[most]}`, {shares[most]:.2f}"
         if not math.isnan(float(entropy)):
-            told += f"; entropy {float(entropy):.2f} of at most {math.log(len(names)):.2f} nats"
+            told += f"; entropy {float(entropy):.2f} of at most {math.log(int((shares > 0).sum())):.2f} nats"
         yield f"{told}."
 
 
@@ -163,8 +179,8 @@ def _matrix_numbers(layers: Sequence[_Layer], name: str, matrices: Sequence[Tens
     rows: list[tuple[Cell, ...]] = [
         (layer.title, one, other, float(matrix[p, q]), layer.moments.rows)
         for layer, matrix in zip(layers, matrices, strict=True)
-        for p, one in enumerate(layer.found.experts)
-        for q, other in enumerate(layer.found.experts)
+        for p, one in enumerate(layer.experts)
+        for q, other in enumerate(layer.experts)
     ]
     return Numbers(("model", "expert", "other", name, "rows"), rows)
 
@@ -174,7 +190,7 @@ def _maps(
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
     return stacked(
         [
-            heat_panel(layer.label, matrix.tolist(), layer.found.experts, layer.found.experts)
+            heat_panel(layer.label, matrix.tolist(), layer.experts, layer.experts)
             for layer, matrix in zip(layers, matrices, strict=True)
         ]
     )
@@ -206,7 +222,7 @@ def _sums(layers: Sequence[_Layer]) -> Plot:
     sums = [summed_over_pairs(layer.moments.correlation()) for layer in layers]
     norms = [summed_over_pairs(layer.moments.covariance_norms()) for layer in layers]
     rows: list[tuple[Cell, ...]] = [
-        (layer.title, len(layer.found.experts), total, total / layer.num_pairs, norm)
+        (layer.title, len(layer.experts), total, total / layer.num_pairs, norm)
         for layer, total, norm in zip(layers, sums, norms, strict=True)
     ]
     return Plot(
@@ -277,12 +293,12 @@ def _gates(layers: Sequence[_Layer]) -> Plot:
         gates = layer.found.gates
         assert gates is not None
         shares = gates.shares.tolist()
-        panels.append(heat_panel(layer.label, shares, layer.found.experts, layer.readers))
+        panels.append(heat_panel(layer.label, shares, layer.experts, layer.readers))
         for reader, of_reader, entropy in zip(layer.readers, shares, gates.entropy, strict=True):
             nats = None if math.isnan(float(entropy)) else float(entropy)
             rows += [
                 (layer.title, reader, expert, share, nats, gates.rows)
-                for expert, share in zip(layer.found.experts, of_reader, strict=True)
+                for expert, share in zip(layer.experts, of_reader, strict=True)
             ]
     traces, layout = stacked(panels)
     return Plot(

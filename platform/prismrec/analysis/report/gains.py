@@ -37,13 +37,13 @@ class _Line:
 
     Args:
         model: name of the subject.
-        name: in the legend.
+        short: the same in sentences and legends.
         task: name of the task.
         gains: of every tenth that has rows.
     """
 
     model: str
-    name: str
+    short: str
     task: str
     gains: Sequence[Gain]
 
@@ -98,8 +98,7 @@ def gain_findings(
             found = bucketed_gain(
                 leans.buckets, truth[task], of_model.logits[task], single.logits[task]
             )
-            name = f"{labels[subject.name].short} · {task}"
-            lines.append(_Line(subject.name, name, task, found))
+            lines.append(_Line(subject.name, labels[subject.name].short, task, found))
     return Findings(tuple(_summary(lines, leans, alone)), (_plot(lines, leans, alone),))
 
 
@@ -135,7 +134,7 @@ def _summary(lines: Sequence[_Line], leans: Leaning, alone: Alone) -> Iterator[s
         best = max(line.firm, key=lambda each: each.gain)
         worst = min(line.firm, key=lambda each: each.gain)
         yield (
-            f"{line.model} on {line.task}, beside the model of {line.task} alone: AUC {best.gain:+.3f} at "
+            f"{line.short} on {line.task}, beside the model of {line.task} alone: AUC {best.gain:+.3f} at "
             f"best, on users with {leans.ratios[best.bucket]:.0%} of their positives in {alone.tasks[0]}, and "
             f"{worst.gain:+.3f} at worst, on users with {leans.ratios[worst.bucket]:.0%}."
         )
@@ -171,7 +170,7 @@ def _plot(lines: Sequence[_Line], leans: Leaning, alone: Alone) -> Plot:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": line.name,
+                "name": f"{line.short} · {line.task}",
                 "x": [float(leans.ratios[each.bucket]) for each in line.gains],
                 "y": [None if math.isnan(each.gain) else each.gain for each in line.gains],
             }
@@ -184,7 +183,6 @@ def _plot(lines: Sequence[_Line], leans: Leaning, alone: Alone) -> Plot:
                 "range": [-0.05, 1.05],
             },
             "yaxis": {"title": {"text": "gain in AUC"}, "zeroline": True},
-            "legend": {"orientation": "h", "y": -0.25},
         },
         numbers=Numbers((*columns, "AUC", "AUC alone", "gain"), rows),
     )

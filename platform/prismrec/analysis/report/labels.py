@@ -34,11 +34,14 @@ def labels_of(subjects: Sequence[Subject], longest: int = 16) -> dict[str, Label
 
 
 def _end(name: str) -> str:
-    """The last part of a path; name and version of a registered model.
+    """The last part of a path, of a checkpoint that of its run; name and version of a registered model.
 
-    >>> _end("models:/clicks/3"), _end("out/run/checkpoints/step-120")
-    ('clicks/3', 'step-120')
+    >>> [_end(name) for name in ("models:/clicks/3", "out/first/", "out/first/checkpoints/step-120")]
+    ['clicks/3', 'first', 'first']
     """
     if name.startswith("models:/"):
         return name.removeprefix("models:/")
-    return name.rstrip("/").rpartition("/")[2]
+    *folders, last = name.rstrip("/").split("/")
+    if len(folders) > 1 and folders[-1] == "checkpoints":
+        return folders[-2]
+    return last
