@@ -27,7 +27,7 @@ from prismrec.data.lookup import filtered_tables
 from prismrec.data.source import DataSource, open_data
 from prismrec.data.values import ints, label_and_valid, one_array
 
-BATCH = 65_536
+BATCH = 16_384
 """Rows that are looked at together."""
 DOING = "counting behaviours"
 """What progress calls the passes."""
