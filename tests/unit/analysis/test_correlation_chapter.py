@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,16 +177,29 @@ def test_the_summary_says_it_in_words(counts: Counts, chapter: Chapter) -> None:
     told = dict(zip(("fading", "blind", "backwards", "two"), chapter.summary[1:], strict=True))
     score = np.mean([row["score"] for row in _rows(chapter.plots[2], model="fading")][:5])
     assert told["fading"] == (
-        f"fading follows the fading in the data with a score of {score:.2f}, mean of the 5 most "
+        f"fading follows the data over positions with a score of {score:.2f}, mean of the 5 most "
         "frequent target categories."
     )
     assert told["blind"].startswith(
         "blind makes nothing of the position of a behaviour: score 0.00,"
     )
-    assert told["backwards"].startswith(
-        "backwards favours old behaviours where the data favour new"
-    )
+    assert told["backwards"].startswith("backwards weighs positions against what the data say")
     assert f"; set `s0` by itself {score:.2f}." in told["two"]
+
+
+def test_data_in_which_positions_do_not_matter_are_said_to_be_so(
+    world: Path, subjects: list[Subject], chapter: Chapter
+) -> None:
+    assert not chapter.missing
+    told = [row["data tell positions apart"] for row in _rows(chapter.plots[2], model="fading")]
+    assert told == [*["yes"] * 5, "no"]  # of the last there are 658 rows
+    question = question_of(subjects[1])
+    assert question is not None
+    # An hour of the day has too few rows.
+    few = replace(question, conditions=("hour == 3",))
+    found = correlation_chapter(subjects[1:2], Asked(str(world), few), quiet)
+    assert any("do not tell positions apart beyond chance" in each for each in found.missing)
+    assert "no" in {row["data tell positions apart"] for row in _rows(found.plots[2])}
 
 
 def test_another_target_category(world: Path, subjects: list[Subject]) -> None:

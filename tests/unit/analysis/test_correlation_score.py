@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismrec.analysis.correlation import min_max, pearson, score, spearman
+from prismrec.analysis.correlation import min_max, pearson, score, spearman, tells_apart
 
 PUBLISHED_TRUTH = [1, 0.48, 0.30, 0.27, 0.23, 0.22, 0.18, 0.19, 0.17, 0.12]
 PUBLISHED_TIN = [1, 0.52, 0.28, 0.15, 0.11, 0.11, 0.09, 0.07, 0.06, 0.05]
@@ -88,3 +88,13 @@ def test_a_map_blind_to_position_scores_zero(maps: np.ndarray) -> None:  # type:
     truth, learned = maps
     blind = np.repeat(learned[..., :1], 6, -1)
     assert (score(truth, blind).own == 0).all()
+
+
+def test_rows_that_differ_by_chance_alone_are_rarely_told_apart() -> None:
+    random = np.random.default_rng(0)
+    errors = np.array([0.1, 0.2, 0.1, 0.3, 0.1, 0.2, 0.1, 0.3, 0.2, 0.1])
+    draws = 5 + errors * random.standard_normal((20_000, 10))
+    share = np.mean([tells_apart(each, errors) for each in draws])
+    assert share == pytest.approx(0.01, abs=0.003)
+    assert tells_apart(5 + np.arange(10) * 0.1, errors)
+    assert not tells_apart(np.arange(10.0), np.zeros(10))

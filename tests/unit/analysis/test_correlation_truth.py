@@ -20,6 +20,7 @@ from prismrec.analysis.correlation import (
     count_behaviours,
     min_max,
     mutual_information,
+    standard_error,
 )
 from prismrec.analysis.correlation import truth as module
 from prismrec.config import UserError
@@ -247,3 +248,14 @@ def test_bounds_and_symmetry(cells: list[int]) -> None:
     signed = Estimate(signed=True)
     turned = float(mutual_information(x[::-1], rows[::-1], signed))
     assert turned == pytest.approx(-float(mutual_information(x, rows, signed)), abs=1e-12)
+
+
+def test_the_standard_error_is_the_spread_of_the_estimate() -> None:
+    """Over many draws, of things that go together and of things that do not."""
+    random = np.random.default_rng(0)
+    for chances, most in (([0.3, 0.2, 0.1, 0.4], 1.05), ([0.18, 0.42, 0.12, 0.28], 1.5)):
+        cells = random.multinomial(1000, chances, 4000)  # X and Y: 00, 01, 10, 11
+        x, rows = cells[:, 2:], cells[:, :2] + cells[:, 2:]
+        spread = mutual_information(x, rows).std()
+        assert 0.95 * spread < standard_error(x, rows).mean() < most * spread
+    assert standard_error(np.array([0, 0]), np.array([0, 0])) == 0

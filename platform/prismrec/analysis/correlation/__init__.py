@@ -7,10 +7,11 @@ from prismrec.analysis.correlation.information import (
     Floats,
     min_max,
     mutual_information,
+    standard_error,
 )
 from prismrec.analysis.correlation.learned import LearnedMap, learned_map, normalised
 from prismrec.analysis.correlation.retrieval import model_ndcg, retrieval_ndcg
-from prismrec.analysis.correlation.score import Scores, pearson, score, spearman
+from prismrec.analysis.correlation.score import Scores, pearson, score, spearman, tells_apart
 from prismrec.analysis.correlation.tables import table_map
 from prismrec.analysis.correlation.truth import Question, count_behaviours, question_of
 
@@ -33,5 +34,7 @@ __all__ = [
     "retrieval_ndcg",
     "score",
     "spearman",
+    "standard_error",
     "table_map",
+    "tells_apart",
 ]

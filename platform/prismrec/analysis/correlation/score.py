@@ -20,6 +20,8 @@ from prismrec.analysis.correlation.information import Floats
 
 CONSTANT = 1e-6
 """Spread of a row over its largest number below which it says nothing of positions."""
+_UPPER = 2.3263478740408408
+"""Above which a standard normal variable is once in a hundred times."""
 FEWEST = 3
 """Positions that a row is judged on at least; any two points lie on a line."""
 
@@ -62,6 +64,26 @@ def _ranks(values: Floats) -> Floats:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     means: Floats = np.cumsum(counts) - (counts + 1) / 2
     return means[place]
+
+
+def tells_apart(values: Floats, errors: Floats) -> bool:
+    """Whether values differ by more than chance: in less than one row of a hundred whose values are equal.
+
+    By the sum of squares about their weighted mean over the squared errors, which is then chi-squared with
+    P - 1 degrees of freedom; its quantile is that of Wilson and Hilferty.
+
+    Args:
+        values: (P,).
+        errors: (P,) their standard errors.
+    """
+    if not (errors > 0).all() or len(values) < 2:
+        return False
+    weights = errors**-2.0
+    mean = (weights * values).sum() / weights.sum()
+    freedom = len(values) - 1
+    part = 2 / (9 * freedom)
+    quantile = freedom * (1 - part + _UPPER * math.sqrt(part)) ** 3
+    return bool((weights * (values - mean) ** 2).sum() > quantile)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from prismrec.analysis.correlation import (
     question_of,
     score,
     table_map,
+    tells_apart,
 )
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
 from prismrec.analysis.subject import Progress, Subject
@@ -122,6 +123,7 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
     told = [*_told_of_truth(question, counts, truth), *(_told(each) for each in learned)]
     if not counts.is_supported()[at, at].all():
         missing.append(_few(question, counts, at))
+    missing += _not_told_apart(question, counts)
     return Chapter("correlation", title, told, plots, missing)
 
 
@@ -326,11 +328,13 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
         for each in learned
     ]
     rows: list[tuple[Cell, ...]] = []
+    told = _tells_positions(counts)
     for each in learned:
         for at, category in enumerate(counts.categories.tolist()):
             rows.append(
                 (
                     *(each.name, category, int(counts.rows[at].sum())),
+                    "yes" if told[at] else "no",
                     *(_cell(each.scores.own[at]), _cell(each.of_items.own[at])),
                     _cell(each.of_tables.own[at]),
                     *(_cell(each.scores.pearson[at]), _cell(each.scores.spearman[at])),
@@ -341,8 +345,8 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
             )
     return Plot(
         "Score of every target category",
-        "1: what a model makes of a behaviour fades as what it says in the data does. 0: it makes nothing "
-        "of the position. Below 0: it favours old behaviours where the data favour new ones.",
+        "1: what a model makes of a behaviour goes with its position as what it says in the data does. 0: "
+        "it makes nothing of the position. Below 0: it favours the positions that say less.",
         "Pearson correlation over positions of the row of the target's own category, of model and data; 0 "
         "where a row is constant. Beside it in the numbers: behaviours by their own vectors instead of "
         "their category's mean, vectors of categories and positions alone as in the released code, "
@@ -356,7 +360,8 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
         },
         Numbers(
             (
-                *("model", "target", "rows", "score", "score of items", "score of tables"),
+                *("model", "target", "rows", "data tell positions apart"),
+                *("score", "score of items", "score of tables"),
                 *("whole map, Pearson", "whole map, Spearman", "score by set"),
             ),
             rows,
@@ -382,6 +387,24 @@ def _told_of_truth(question: Question, counts: Counts, truth: Floats) -> list[st
     ]
 
 
+def _tells_positions(counts: Counts) -> list[bool]:
+    """(K,) whether the target's own category says more at some positions than at others, beyond chance."""
+    bits, errors = counts.information(), counts.standard_error()
+    return [tells_apart(bits[c, c], errors[c, c]) for c in range(len(bits))]
+
+
+def _not_told_apart(question: Question, counts: Counts) -> list[str]:
+    told = _tells_positions(counts)[:MEAN_OF]
+    ids = counts.categories[:MEAN_OF].tolist()
+    listed = ", ".join(str(each) for each, is_told in zip(ids, told, strict=True) if not is_told)
+    if not listed:
+        return []
+    return [
+        f"Of {question.target} {listed} the data do not tell positions apart beyond chance, so that a score "
+        "there says nothing: look at more data, or take it that the order of these behaviours does not matter."
+    ]
+
+
 def _told(each: _Learned) -> str:
     """How well a model follows the data, in words."""
     mean = each.scores.mean(MEAN_OF)
@@ -394,13 +417,13 @@ def _told(each: _Learned) -> str:
             f"{each.name} makes nothing of the position of a behaviour: score {mean:.2f}, {over}."
         )
     if mean < 0:
-        return f"{each.name} favours old behaviours where the data favour new ones: score {mean:.2f}, {over}."
+        return f"{each.name} weighs positions against what the data say: score {mean:.2f}, {over}."
     best = max(each.of_sets, key=lambda name: each.of_sets[name].mean(MEAN_OF))
     of_sets = ""
     if len(each.of_sets) > 1:
         of_sets = f"; set `{best}` by itself {each.of_sets[best].mean(MEAN_OF):.2f}"
     return (
-        f"{each.name} follows the fading in the data with a score of {mean:.2f}, {over}{of_sets}."
+        f"{each.name} follows the data over positions with a score of {mean:.2f}, {over}{of_sets}."
     )
 
 
