@@ -156,8 +156,8 @@ def _usable(
                 f"{subject.name}: no distances in {', '.join(apart)}, which does not cover both "
                 f"{' and '.join(fields)}"
             )
-        if len(apart) == len(sets):
-            continue
+        if len(sets) - len(apart) < (1 if alone else 2):
+            continue  # there is nothing to hold one set against
         if usable and subject.num_rows != usable[0].num_rows:
             missing.append(
                 f"{subject.name} was given {subject.num_rows} rows and {usable[0].name} "
