@@ -200,7 +200,7 @@ def test_gains_by_users(chapter: Chapter) -> None:
     ]  # fmt: skip
     best = max(each.gain for each in expected)
     assert any(
-        sentence.startswith("stem on finish") and f"{best:+.3f} at best" in sentence
+        sentence.startswith("stem on finish") and f"AUC at best {best:+.3f} on users" in sentence
         for sentence in chapter.summary
     )
 
@@ -318,4 +318,4 @@ def test_names_on_axes_are_short_and_differ() -> None:
     assert named("stem", "ple") == [(0, "stem"), (1, "ple")]
     long = ("out/first run/checkpoints/step-120", "out/second run/checkpoints/step-120")
     assert named(*long) == [(0, "1: first run"), (1, "2: second run")]
-    assert named("models:/clicks_and_likes/3") == [(0, "icks_and_likes/3")]
+    assert named("models:/clicks_and_likes/3") == [(0, "clicks_and_like…")]

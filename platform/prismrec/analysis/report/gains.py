@@ -133,11 +133,15 @@ def _summary(lines: Sequence[_Line], leans: Leaning, alone: Alone) -> Iterator[s
             continue
         best = max(line.firm, key=lambda each: each.gain)
         worst = min(line.firm, key=lambda each: each.gain)
-        yield (
-            f"{line.short} on {line.task}, beside the model of {line.task} alone: AUC {best.gain:+.3f} at "
-            f"best, on users with {leans.ratios[best.bucket]:.0%} of their positives in {alone.tasks[0]}, and "
-            f"{worst.gain:+.3f} at worst, on users with {leans.ratios[worst.bucket]:.0%}."
+        told = (
+            f"{best.gain:+.3f} on users with {leans.ratios[best.bucket]:.0%} of their positives in "
         )
+        told += alone.tasks[0]
+        if worst is not best:
+            told = (
+                f"at best {told}, at worst {worst.gain:+.3f}, with {leans.ratios[worst.bucket]:.0%}"
+            )
+        yield f"{line.short} on {line.task}, beside the model of {line.task} alone: AUC {told}."
 
 
 def _plot(lines: Sequence[_Line], leans: Leaning, alone: Alone) -> Plot:

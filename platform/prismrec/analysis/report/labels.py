@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismrec.analysis.subject import Subject
+
+_TIME = re.compile(r"-\d{8}-\d{6}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,12 @@ class Label:
 
 
 def labels_of(subjects: Sequence[Subject], longest: int = 16) -> dict[str, Label]:
-    """By name, short names that differ: as they are, or their ends behind the number the page gives them."""
+    """By name, short names that differ: as they are, or their ends behind the number that the page gives."""
     names = list(dict.fromkeys(each.name for each in subjects))
     if all(len(name) <= longest for name in names):
         return {name: Label(at, name) for at, name in enumerate(names)}
-    ends = [_end(name)[-longest:] for name in names]
+    ends = [_end(name) for name in names]
+    ends = [end if len(end) <= longest else f"{end[: longest - 1]}…" for end in ends]
     return {
         name: Label(at, f"{at + 1}: {end}" if len(names) > 1 else end)
         for at, (name, end) in enumerate(zip(names, ends, strict=True))
@@ -34,14 +38,14 @@ def labels_of(subjects: Sequence[Subject], longest: int = 16) -> dict[str, Label
 
 
 def _end(name: str) -> str:
-    """The last part of a path, of a checkpoint that of its run; name and version of a registered model.
+    """Name and version of a registered model; name of a run, also of its checkpoint, without its time.
 
-    >>> [_end(name) for name in ("models:/clicks/3", "out/first/", "out/first/checkpoints/step-120")]
-    ['clicks/3', 'first', 'first']
+    >>> [_end(name) for name in ("models:/ctr/3", "out/ple-20261129-023716", "one/checkpoints/step-9")]
+    ['ctr/3', 'ple', 'one']
     """
     if name.startswith("models:/"):
         return name.removeprefix("models:/")
     *folders, last = name.rstrip("/").split("/")
     if len(folders) > 1 and folders[-1] == "checkpoints":
-        return folders[-2]
-    return last
+        last = folders[-2]
+    return _TIME.sub("", last) or last
