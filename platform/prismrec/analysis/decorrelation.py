@@ -212,21 +212,17 @@ def look_at_experts(
     found: dict[str, LayerFindings] = {}
     watched: list[tuple[nn.Module, Callable[..., None]]] = []
     modules = dict(model.named_modules())
-    inner = {
-        id(module.experts): (name, module)
-        for name, module in modules.items()
-        if isinstance(module, Layer)
-    }
     for name, module in modules.items():
         if not isinstance(module, Experts) or len(module.order) < 2:
             continue
-        owner, layer = inner.get(id(module), (name, None))
+        owner = name.removesuffix(".experts")
+        layer = modules[owner]
         kept = _kept(module.widths)
         columns = tuple((len(each), width) for each, width in zip(kept, module.widths, strict=True))
         sources = sets if _is_lowest(owner) else streams
         findings = found[owner] = LayerFindings(expert_names(module, sources), columns)
         watched.append((module, partial(_take_outputs, findings, kept)))
-        if layer is not None:
+        if isinstance(layer, Layer):
             watched.append((layer.gate, partial(_take_gates, findings)))
     if not found:
         return {}

@@ -19,7 +19,11 @@ from prismrec.analysis.decorrelation import (
     summed_over_pairs,
 )
 from prismrec.config.models.multitask import MMoE
-from prismrec.models.experts import ExpertGroup
+from prismrec.config.models.single import DCNv2
+from prismrec.models import Composition, RankingModel
+from prismrec.models.experts import ExpertGroup, ExpertSpec
+from prismrec.models.interactions import FlatSpec
+from prismrec.models.mixture import BranchSpec
 from tests.unit.models.multitask_cases import CASES, built, drawn, fields
 
 
@@ -176,6 +180,36 @@ def test_experts_of_a_model(name: str) -> None:
         torch.testing.assert_close(
             layer.moments.correlation(), whole.correlation(), rtol=0, atol=1e-10
         )
+
+
+@pytest.mark.parametrize("merge", ["mean", "gate"])
+def test_experts_that_meet_without_a_task(merge: str) -> None:
+    """Cross networks beside DNNs, an expert for each of two sets."""
+    section = DCNv2(name="dcnv2", structure="parallel", hidden=(6, 5), merge=merge)
+    model = built(section, fields((4, 8))).eval()
+    batch = drawn(fields((4, 8)), 25)
+    found = look_at_experts(model, [batch], ("a", "b"), ())
+    expected = references(model, [batch])
+    assert len(expected) == 1
+    assert list(found) == list(expected)
+    for key, layer in found.items():
+        assert layer.experts == ("a", "b")
+        assert (layer.gates is None) == (merge == "mean")
+        whole = expert_moments(expected[key])
+        assert layer.moments is not None
+        torch.testing.assert_close(layer.moments.scatter, whole.scatter)
+
+
+def test_experts_side_by_side_may_differ_in_width() -> None:
+    flat = BranchSpec((ExpertSpec(0, (FlatSpec(),)), ExpertSpec(1, (FlatSpec(),))), "concat")
+    shapes = fields((4, 8), num_dense=0)
+    model = RankingModel(Composition((flat,)), shapes).double().eval()
+    batch = drawn(shapes, 25)
+    (layer,) = look_at_experts(model, [batch], ("a", "b"), ()).values()
+    assert layer.moments is not None
+    assert layer.moments.widths == (12, 24)
+    whole = expert_moments([each.flatten(1) for each in batch.sets])
+    torch.testing.assert_close(layer.moments.correlation(), whole.correlation())
 
 
 def test_what_experts_read() -> None:

@@ -234,8 +234,9 @@ def _contradictions(
     singles = (alone.first.name, alone.second.name)
     sentences = [
         f"Of {total} distinct pairs {counts[0]} are far for {alone.tasks[0]} and near for "
-        f"{alone.tasks[1]}, {counts[1]} the other way round; unrelated tasks would come to "
-        f"{SHARE**2:.0%} of all each."
+        f"{alone.tasks[1]}, {counts[1]} the other way round, by the models of one task "
+        f"{question.labels[singles[0]].short} and {question.labels[singles[1]].short}; unrelated tasks "
+        f"would come to {SHARE**2:.0%} of all each."
     ]
     sentences += [_sentence(each, alone) for each in told if each.model not in singles]
     plots = [

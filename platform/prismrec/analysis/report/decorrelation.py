@@ -103,8 +103,7 @@ def _layers(subject: Subject, short: str, progress: Progress) -> list[_Layer]:
     rows = first_rows(subject, ROWS, "experts", progress)
     found = look_at_experts(subject.model, (sample.inputs for sample in rows), sets, readers)
     layers = []
-    for number, each in enumerate(found.values(), 1):
-        which = "" if len(found) == 1 else f", layer {number}"
+    for which, each in zip(_places(list(found)), found.values(), strict=True):
         names = readers
         if each.gates is not None:
             count = len(each.gates.sums)
@@ -114,6 +113,25 @@ def _layers(subject: Subject, short: str, progress: Progress) -> list[_Layer]:
             experts = _owned(each, names)
             layers.append(_Layer(subject.name, *titles, names, experts, each, each.moments))
     return layers
+
+
+def _places(modules: Sequence[str]) -> list[str]:
+    """Which branch and layer the modules of one model are, as far as there are several.
+
+    >>> _places(["branches.1.extraction.layers.0", "branches.1.extraction.layers.1"])
+    [', layer 1', ', layer 2']
+    >>> _places(["branches.0", "branches.1"]), _places(["branches.0"])
+    ([', branch 1', ', branch 2'], [''])
+    """
+    parts = [name.partition(".extraction.layers.")[::2] for name in modules]
+    branches = len({branch for branch, _ in parts})
+    places = []
+    for branch, depth in parts:
+        number = branch.rpartition(".")[2]
+        of_branch = sum(other == branch for other, _ in parts)
+        place = f", branch {int(number) + 1}" if branches > 1 and number.isdigit() else ""
+        places.append(f"{place}, layer {int(depth) + 1}" if of_branch > 1 else place)
+    return places
 
 
 def _owned(found: LayerFindings, readers: Sequence[str]) -> tuple[str, ...]:
