@@ -24,14 +24,15 @@ from prismrec.analysis.correlation import (
     tells_apart,
 )
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.labels import Label, labels_of
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.config import UserError
 
 TIN = "Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024"
 MEAN_OF = 5
 """Target categories that a model's score is the mean of, the most frequent."""
-BLIND = 0.05
-"""Score, up or down, within which a model is said to make nothing of the position."""
+WEAK = 0.3
+"""Score, up or down, below which a model is said to follow the data hardly."""
 ACROSS = 2
 """Heat maps in a row of the page."""
 _OF_DATA = "#8b949e"
@@ -59,26 +60,21 @@ class _Learned:
     """What one model makes of histories.
 
     Args:
-        index: of the model among all.
         name: the model's.
+        label: how plots and sentences call it.
         map: from its rows, by category; `items` the same of behaviours as they are, `tables` from the
             vectors of categories and positions.
         scores: of `map`; `of_items` and `of_tables` likewise.
         of_sets: scores of `map` by set.
     """
 
-    index: int
     name: str
+    label: Label
     map: LearnedMap
     scores: Scores
     of_items: Scores
     of_tables: Scores
     of_sets: dict[str, Scores]
-
-    @property
-    def label(self) -> str:
-        """What plots call it: its place among the models and the end of its name."""
-        return f"{self.index + 1}: {_short(self.name)}"
 
 
 def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Progress) -> Chapter:
@@ -104,11 +100,12 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
     at = 0 if asked.target is None else counts.categories.tolist().index(asked.target)
     learned: list[_Learned] = []
     missing: list[str] = []
-    for index, each in enumerate(subjects):
+    labels = labels_of(subjects)
+    for each in subjects:
         try:
-            found = _measured(index, each, question, (counts, truth), progress)
+            found = _measured(each, labels[each.name], question, (counts, truth), progress)
         except UserError as error:
-            missing.append(f"{each.name}: {error.message}.")
+            missing.append(f"{labels[each.name].short}: {error.message}.")
             continue
         if found is not None:
             learned.append(found)
@@ -134,8 +131,8 @@ _NO_SEQUENCE = (
 
 
 def _measured(
-    index: int,
     subject: Subject,
+    label: Label,
     question: Question,
     data: tuple[Counts, Floats],
     progress: Progress,
@@ -155,8 +152,8 @@ def _measured(
     assert items is not None
     assert tables is not None
     return _Learned(
-        index=index,
         name=subject.name,
+        label=label,
         map=found,
         scores=score(truth, found.published()),
         of_items=score(truth, items.published()),
@@ -170,7 +167,7 @@ def _heat_maps(
 ) -> Plot:
     panels = [("data", "data", truth[at])]
     for each in learned:
-        panels.append((f"model {each.index + 1}", each.name, each.map.published()[at]))
+        panels.append((each.label.short, each.name, each.map.published()[at]))
     rows = [f"{each}" for each in counts.categories.tolist()]
     columns = list(range(1, counts.positions + 1))
     traces = [
@@ -284,14 +281,14 @@ def _lines(
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": name if model is None else model.label,
+            "name": name if model is None else model.label.short,
             "x": positions,
             "y": _cells(row / most if most else row),
         }
         if model is None:
             trace["line"] = {"width": 4, "dash": "dot", "color": _OF_DATA}
         else:
-            trace["model"] = model.index
+            trace["model"] = model.label.number
         traces.append(trace)
         for target, category in enumerate(counts.categories.tolist()):
             own = values[target, target]
@@ -320,8 +317,8 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
     traces = [
         {
             "type": "bar",
-            "name": each.label,
-            "model": each.index,
+            "name": each.label.short,
+            "model": each.label.number,
             "x": names,
             "y": _cells(each.scores.own),
         }
@@ -407,24 +404,22 @@ def _not_told_apart(question: Question, counts: Counts) -> list[str]:
 
 def _told(each: _Learned) -> str:
     """How well a model follows the data, in words."""
-    mean = each.scores.mean(MEAN_OF)
+    name, mean = each.label.short, each.scores.mean(MEAN_OF)
     count = min(MEAN_OF, len(each.map.categories))
-    over = f"mean of the {count} most frequent target categories"
+    said = f"score {mean:.2f}, mean of the {count} most frequent target categories"
     if math.isnan(mean):
-        return f"{each.name}: too few behaviours in its rows for a score; look at more rows."
-    if abs(mean) <= BLIND:
-        return (
-            f"{each.name} makes nothing of the position of a behaviour: score {mean:.2f}, {over}."
-        )
+        return f"{name}: too few behaviours in its rows for a score; look at more rows."
+    if not np.nan_to_num(each.scores.own[:MEAN_OF]).any():
+        return f"{name} makes nothing of the position of a behaviour: {said}."
+    if abs(mean) < WEAK:
+        return f"{name} hardly follows the data over positions: {said}."
     if mean < 0:
-        return f"{each.name} weighs positions against what the data say: score {mean:.2f}, {over}."
-    best = max(each.of_sets, key=lambda name: each.of_sets[name].mean(MEAN_OF))
+        return f"{name} weighs positions against what the data say: {said}."
+    best = max(each.of_sets, key=lambda of_set: each.of_sets[of_set].mean(MEAN_OF))
     of_sets = ""
     if len(each.of_sets) > 1:
         of_sets = f"; set `{best}` by itself {each.of_sets[best].mean(MEAN_OF):.2f}"
-    return (
-        f"{each.name} follows the data over positions with a score of {mean:.2f}, {over}{of_sets}."
-    )
+    return f"{name} follows the data over positions: {said}{of_sets}."
 
 
 def _few(question: Question, counts: Counts, at: int) -> str:
@@ -438,10 +433,6 @@ def _few(question: Question, counts: Counts, at: int) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:,.0f} times"
-
-
-def _short(name: str, longest: int = 24) -> str:
-    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def _cell(value: float) -> float | None:
