@@ -19,6 +19,7 @@ from prismrec.analysis.feature_information import (
 )
 from prismrec.analysis.information import Information
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.labels import Label, labels_of
 from prismrec.analysis.report.learned_pairs import (
     MOST_FEATURES,
     SOURCE,
@@ -30,6 +31,8 @@ from prismrec.analysis.report.learned_pairs import (
 )
 from prismrec.analysis.subject import Progress, Subject
 
+WASTED = 1.2
+"""A layer that knows so many times as much of a label as its logit is told of."""
 MOST_LAYERS = 40
 """Layers in a plot, those that know most; the numbers have all."""
 _PARTS = {
@@ -50,6 +53,7 @@ class Discriminability:
 
     Args:
         name: the model's.
+        label: the same in sentences and on axes.
         tasks: names of its tasks.
         layers: in the order of the forward pass.
         features: of its sample.
@@ -57,21 +61,29 @@ class Discriminability:
     """
 
     name: str
+    label: Label
     tasks: tuple[str, ...]
     layers: list[LayerInformation]
     features: FeatureInformation
     pairs: ModelPairs
 
 
-def measure(subject: Subject, progress: Progress) -> Discriminability:
-    """What a model's layers and features know of its labels, and how it weighs pairs of fields."""
+def measure(subject: Subject, label: Label, progress: Progress) -> Discriminability:
+    """What a model's layers and features know of its labels, and how it weighs pairs of fields.
+
+    Args:
+        subject: the model.
+        label: its name on axes.
+        progress: told how far it is.
+    """
     features = feature_information(subject, progress)
     return Discriminability(
         subject.name,
+        label,
         tuple(subject.recipe.task_names),
         layer_information(subject, progress),
         features,
-        measure_pairs(subject, features),
+        measure_pairs(subject, label.short, features),
     )
 
 
@@ -82,20 +94,22 @@ def discriminability_chapter(subjects: Sequence[Subject], progress: Progress) ->
         subjects: models, all shown side by side.
         progress: told how far it is.
     """
-    found = [measure(each, progress) for each in subjects]
+    labels = labels_of(subjects)
+    found = [measure(each, labels[each.name], progress) for each in subjects]
     plots = [_parts(found)] if any(each.layers for each in found) else []
     plots += [_layers(each) for each in found if each.layers]
-    plots += [_features(each) for each in _distinct(found)]
+    plots += [_features(each, _of(each, found)) for each in _distinct(found)]
     for each in _distinct(found):
         for at, task in enumerate(each.tasks):
             if bool(each.features.pairs[at].isfinite().any()):
-                title = f"What pairs of features say about {task}, {each.name}"
+                title = f"What pairs of features say about {task}{_of(each, found)}"
                 shown = [place for place, _ in _ranked(each.features, at)[:MOST_FEATURES]]
                 plots.append(informed_plot(title, each.features, at, shown))
     if any(each.pairs.learned for each in found):
         plots.append(correlation_plot([each.pairs for each in found]))
     plots += [learned_plot(each.pairs, pairs) for each in found for pairs in each.pairs.best()]
     summary = [sentence for each in found for sentence in _told(each, len(found) > 1)]
+    summary += [_features_told(each, _of(each, found)) for each in _distinct(found)]
     return Chapter(
         "discriminability", "Discriminability", summary, plots, list(_missing(found, subjects))
     )
@@ -115,43 +129,67 @@ def _distinct(found: Sequence[Discriminability]) -> list[Discriminability]:
     return kept
 
 
+def _of(model: Discriminability, found: Sequence[Discriminability]) -> str:
+    """Which model's features, where models differ in them."""
+    return f", {model.label.short}" if len(_distinct(found)) > 1 else ""
+
+
 def _told(found: Discriminability, is_one_of_many: bool) -> Iterator[str]:
-    which = f"{found.name}: " if is_one_of_many else ""
+    which = f"{found.label.short}: " if is_one_of_many else ""
+    logits, fields = [], []
     for at, task in enumerate(found.tasks):
-        layers = [each for each in found.layers if each.by_task[at].is_reliable]
-        if layers:
-            yield which + _layers_told(layers, at, task)
-        listed = ", ".join(
-            f"`{name}` {found.features.alone[place][at].share:.2%}"
-            for place, name in _ranked(found.features, at)[:3]
-        )
-        if listed:
-            yield f"{which}for `{task}`, the features that say most alone are {listed} of the label's entropy."
-    for pairs in found.pairs.best()[:2]:
-        for task, (norms, strengths) in zip(found.tasks, pairs.correlations(), strict=True):
-            said = [
-                f"{what} {value:.2f}"
-                for what, value in (("norms", norms), ("strengths", strengths))
-                if value is not None
-            ]
-            if said:
+        known = [each for each in found.layers if each.by_task[at].is_reliable]
+        best = _best_of_parts(known, at)
+        own = [each for each in known if each.point.part == "logit" and each.point.task == task]
+        logits += [f"{each.by_task[at].share:.1%} of `{task}`" for each in own]
+        if own and "fields" in best:
+            fields.append(f"{best['fields'].by_task[at].share:.1%}")
+    if logits:
+        before = f"; in the field vectors of one set lie {_listed(fields)}" if fields else ""
+        yield f"{which}the logits know {_listed(logits)} of what there is to know of the labels{before}."
+    yield from (which + each for each in _wasted(found))
+    for pairs in found.pairs.best()[:1]:
+        said = [
+            f"{norms:.2f} for `{task}`"
+            for task, (norms, _) in zip(found.tasks, pairs.correlations(), strict=True)
+            if norms is not None
+        ]
+        if said:
+            yield (
+                f"{which}the weights of pairs of {pairs.blocks.name} correlate with what pairs say by "
+                f"{_listed(said)}."
+            )
+
+
+def _wasted(found: Discriminability) -> Iterator[str]:
+    """Labels of which a layer knows clearly more than their logit."""
+    for at, task in enumerate(found.tasks):
+        known = [each for each in found.layers if each.by_task[at].is_reliable]
+        own = [each for each in known if each.point.part == "logit" and each.point.task == task]
+        for logit in own:
+            best = max(known, key=lambda each: each.by_task[at].share)
+            if best.by_task[at].share > WASTED * logit.by_task[at].share:
                 yield (
-                    f"{which}how {pairs.blocks.name} weighs pairs of fields correlates with what they "
-                    f"say about `{task}`: {', '.join(said)}."
+                    f"`{best.point.name}` knows {best.by_task[at].share:.1%} of `{task}`, its logit only "
+                    f"{logit.by_task[at].share:.1%}: what is behind loses it."
                 )
 
 
-def _layers_told(layers: Sequence[LayerInformation], at: int, task: str) -> str:
-    best = _best_of_parts(layers, at)
-    first = max(best.values(), key=lambda each: each.by_task[at].share)
-    logits = [e for e in layers if e.point.part == "logit" and e.point.task == task]
-    told = [f"its logit {each.by_task[at].share:.1%}" for each in logits]
-    if "fields" in best:
-        told.append(f"the field vectors of one set at most {best['fields'].by_task[at].share:.1%}")
-    return (
-        f"for `{task}`, `{first.point.name}` knows most of the label, {first.by_task[at].share:.1%} of "
-        f"its entropy; {', '.join(told)}."
-    )
+def _features_told(model: Discriminability, of: str) -> str:
+    said = []
+    for at, task in enumerate(model.tasks):
+        first = [
+            f"`{name}` {model.features.alone[place][at].share:.2%}"
+            for place, name in _ranked(model.features, at)[:2]
+        ]
+        if first:
+            said.append(f"{' and '.join(first)} of `{task}`")
+    return f"The features that say most alone{of}: {'; '.join(said) or 'none'}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def _best_of_parts(layers: Sequence[LayerInformation], at: int) -> dict[str, LayerInformation]:
@@ -188,12 +226,12 @@ def _missing(found: Sequence[Discriminability], subjects: Sequence[Subject]) -> 
     for each, subject in zip(found, subjects, strict=True):
         if not each.layers:
             yield (
-                f"{each.name}: {subject.num_rows} rows are too few to say what layers know; take "
+                f"{each.label.short}: {subject.num_rows} rows are too few to say what layers know; take "
                 f"{4 * ROWS_PER_CLASS} at least, {MOST_FIT_ROWS * 2} for 64 classes."
             )
         if not each.pairs.learned:
             yield (
-                f"{each.name}: its interactions weigh no pairs of fields, so there is nothing to hold "
+                f"{each.label.short}: its interactions weigh no pairs of fields, so there is nothing to hold "
                 "against their information."
             )
         yield from _without(each)
@@ -206,20 +244,20 @@ def _without(found: Discriminability) -> Iterator[str]:
     ):
         if entropy == 0:
             yield (
-                f"{found.name}: every row of the sample has the same label of `{task}`, or none; "
+                f"{found.label.short}: every row of the sample has the same label of `{task}`, or none; "
                 "there is nothing to know of it. Take more rows, or another split."
             )
             continue
         noisy = [e.by_task[at] for e in found.layers if not e.by_task[at].is_reliable]
         if noisy:
             yield (
-                f"{found.name}: {len(noisy)} of {len(found.layers)} layers are left out for `{task}`: "
+                f"{found.label.short}: {len(noisy)} of {len(found.layers)} layers are left out for `{task}`: "
                 f"{noisy[0].rarest} rows with its rarer label count, less than one for each class. Take "
                 "more rows."
             )
         if not bool(found.features.pairs[at].isfinite().any()):
             yield (
-                f"{found.name}: what pairs of features say about `{task}` is left out: its rarer label "
+                f"{found.label.short}: what pairs of features say about `{task}` is left out: its rarer label "
                 f"comes {found.features.alone[0][at].rarest} times, less than once for each pair of "
                 "categories. Take more rows."
             )
@@ -240,7 +278,8 @@ def _parts(found: Sequence[Discriminability]) -> Plot:
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": f"{model.name}, {task}" if len(found) > 1 else task,
+                    "name": f"{model.label.short}, {task}" if len(found) > 1 else task,
+                    **_style(model, at, len(found) > 1),
                     "x": parts,
                     "y": shares,
                     "text": [each.point.name for each in best],
@@ -263,6 +302,14 @@ def _parts(found: Sequence[Discriminability]) -> Plot:
     )
 
 
+def _style(model: Discriminability, task: int, is_one_of_many: bool) -> dict[str, Any]:
+    """Models by colour and tasks by dashes, where there are several models."""
+    if not is_one_of_many:
+        return {}
+    return {"model": model.label.number, "line": {"dash": _DASHES[task % len(_DASHES)]}}
+
+
+_DASHES = ("solid", "dash", "dot", "dashdot")
 _LAYERS_DEFINITION = (
     "A layer's vectors fall into at most 64 classes by k-means, scalars by quantiles, fitted on rows "
     "that do not count; mutual information of class and label, less what chance alone brings, as a "
@@ -309,7 +356,7 @@ def _layers(model: Discriminability) -> Plot:
         *("nats", "correction", "H(Y)", "share of H(Y)", "rows", "rows of the rarer label"),
     )
     return Plot(
-        f"What the layers of {model.name} know",
+        f"What the layers of {model.label.short} know",
         "In the order of the forward pass. A task's tower should know more of its own label than of "
         "others'; an expert that knows nothing of any label is not used.",
         _LAYERS_DEFINITION,
@@ -324,7 +371,7 @@ def _layers(model: Discriminability) -> Plot:
     )
 
 
-def _features(model: Discriminability) -> Plot:
+def _features(model: Discriminability, of: str) -> Plot:
     features = model.features
     shown = _ranked(features, None)[:MOST_FEATURES]
     traces = [
@@ -351,7 +398,7 @@ def _features(model: Discriminability) -> Plot:
         *("rows", "rows of the rarer label", "categories"),
     )
     return Plot(
-        f"What features say alone, {model.name}",
+        f"What features say alone{of}",
         "Those that say most come first. Of ids with many values this is a lower bound: rare values "
         "are put together.",
         f"Mutual information of a feature, cut into at most {features.num_categories} categories, and "

@@ -20,6 +20,7 @@ from prismrec.analysis.gradients import (
 )
 from prismrec.analysis.landscape import Landscape, Slice, landscape
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.labels import Label, labels_of
 from prismrec.analysis.subject import Progress, Subject
 
 MOST_FIELDS = 30
@@ -43,12 +44,14 @@ class Gradients:
 
     Args:
         name: the model's.
+        label: the same in sentences and on axes.
         tasks: names of its tasks.
         pushes: of logits and field vectors.
         around: the loss around its weights.
     """
 
     name: str
+    label: Label
     tasks: tuple[str, ...]
     pushes: Pushes
     around: Landscape
@@ -69,9 +72,11 @@ def gradients_chapter(
         chosen: how the slice of the landscape is taken.
     """
     chosen = chosen or Slice()
+    labels = labels_of(subjects)
     found = [
         Gradients(
             each.name,
+            labels[each.name],
             tuple(each.recipe.task_names),
             measure_pushes(each, progress),
             landscape(each, _trained(each), chosen, progress),
@@ -80,11 +85,13 @@ def gradients_chapter(
     ]
     tasks = dict.fromkeys(task for each in found for task in each.tasks)
     plots = [_means(found)]
-    plots += [_by_probability(found, task, label) for task in tasks for label in LABELS]
-    plots += [_fields(each, label) for each in found if each.pushes.fields for label in LABELS]
+    plots += [_by_probability(found, task) for task in tasks]
+    plots += [_fields(each) for each in found if each.pushes.fields]
     plots.append(_lines(found))
     plots += [_map(each) for each in found]
-    missing = [f"{each.name}: {sentence}." for each in found for sentence in each.pushes.missing]
+    missing = [
+        f"{each.label.short}: {sentence}." for each in found for sentence in each.pushes.missing
+    ]
     missing += list(_without(found))
     told = [sentence for each in found for sentence in _told(each, len(found) > 1)]
     return Chapter("gradients", "Gradients", told + _compared(found), plots, missing)
@@ -97,20 +104,19 @@ def _trained(subject: Subject) -> list[NamedLoss]:
 
 
 def _told(found: Gradients, is_one_of_many: bool) -> Iterator[str]:
-    which = f"{found.name}: " if is_one_of_many else ""
+    which = f"{found.label.short}: " if is_one_of_many else ""
+    said = []
     for task in found.tasks:
-        negatives = found.of(task, "negatives")
-        alone = next(each for each in negatives if each.loss == CROSS_ENTROPY)
-        beside = negatives[1]
-        if not alone.rows or not alone.mean:
-            continue
-        positives = next(e for e in found.of(task, "positives") if e.loss == CROSS_ENTROPY)
-        rate = positives.rows / (positives.rows + alone.rows)
-        yield (
-            f"{which}cross-entropy pushes a negative of `{task}` by {alone.mean:.4f} on average, where "
-            f"{rate:.1%} of the rows are positives; {beside.loss} by {beside.mean:.4f}, "
-            f"{beside.mean / alone.mean:.1f} times as much."
-        )
+        alone, beside = found.of(task, "negatives")[:2]
+        positives = found.of(task, "positives")[0]
+        if alone.rows and alone.mean:
+            rate = positives.rows / (positives.rows + alone.rows)
+            said.append(
+                f"{alone.mean:.4f} for `{task}`, where {rate:.1%} of the rows are positives "
+                f"({beside.mean / alone.mean:.1f} times as hard with pairs)"
+            )
+    if said:
+        yield f"{which}cross-entropy pushes a negative, on average, by {', '.join(said)}."
     strongest = _strongest(found)
     if strongest is not None:
         set_name, field, length = strongest
@@ -142,12 +148,12 @@ def _compared(found: Sequence[Gradients]) -> list[str]:
     for each in found:
         grid = each.around.losses[CROSS_ENTROPY]
         centre = float(grid[len(grid) // 2, len(grid) // 2])
-        rises.append((each.around.rise(CROSS_ENTROPY), each.name, centre))
+        rises.append((each.around.rise(CROSS_ENTROPY), each.label.short, centre))
     offsets = found[0].around.offsets
     step = float(offsets[1] - offsets[0])
     rises.sort()
     listed = ", ".join(
-        f"{name + ' ' if len(found) > 1 else ''}from {centre:.4f} by {rise:.4f}"
+        f"{'of ' + name + ' ' if len(found) > 1 else ''}from {centre:.4f} by {rise:.4f}"
         for rise, name, centre in rises
     )
     return [
@@ -162,7 +168,7 @@ def _without(found: Sequence[Gradients]) -> Iterator[str]:
             for pushes in each.of(task, "positives")[:1] + each.of(task, "negatives")[:1]:
                 if not pushes.rows:
                     yield (
-                        f"{each.name}: the sample has no {pushes.label} of `{task}`, so there are no "
+                        f"{each.label.short}: the sample has no {pushes.label} of `{task}`, so there are no "
                         "pairs; take more rows, or another split."
                     )
 
@@ -173,7 +179,7 @@ def _means(found: Sequence[Gradients]) -> Plot:
     for loss in losses:
         for label in LABELS:
             chosen = [
-                (model.name, e)
+                (f"{model.label.short} · {e.task}" if len(found) > 1 else e.task, e.mean)
                 for model in found
                 for e in model.pushes.logits
                 if (e.loss, e.label) == (loss, label) and e.rows
@@ -181,9 +187,10 @@ def _means(found: Sequence[Gradients]) -> Plot:
             traces.append(
                 {
                     "type": "bar",
+                    "orientation": "h",
                     "name": f"{loss}, {label}",
-                    "x": [f"{name}, {e.task}" if len(found) > 1 else e.task for name, e in chosen],
-                    "y": [e.mean for _, e in chosen],
+                    "y": [name for name, _ in chosen],
+                    "x": [mean for _, mean in chosen],
                     "visible": True if label == "negatives" else "legendonly",
                 }
             )
@@ -207,45 +214,59 @@ def _means(found: Sequence[Gradients]) -> Plot:
     )
 
 
-def _by_probability(found: Sequence[Gradients], task: str, label: str) -> Plot:
+def _by_probability(found: Sequence[Gradients], task: str) -> Plot:
     """Curves over the predicted probability."""
-    centres = [math.sqrt(low * high) for low, high in _bins()]
     traces: list[dict[str, Any]] = []
     rows: list[tuple[Cell, ...]] = []
     for model in found:
-        for each in model.of(task, label):
+        for number, each in enumerate(model.of(task, "negatives") + model.of(task, "positives")):
+            traces.append(_curve(model, each, number, is_one_of_many=len(found) > 1))
             counts, means = each.bin_rows.tolist(), each.by_bin.tolist()
-            drawn = [at for at, count in enumerate(counts) if count >= FEW]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": f"{model.name}: {each.loss}" if len(found) > 1 else each.loss,
-                    "x": [centres[at] for at in drawn],
-                    "y": [means[at] for at in drawn],
-                    "text": [f"{counts[at]:,} rows" for at in drawn],
-                }
-            )
             rows += [
-                (model.name, task, each.loss, label, *edges, count, mean if count else None)
+                (model.name, task, each.loss, each.label, *edges, count, mean if count else None)
                 for edges, count, mean in zip(_bins(), counts, means, strict=True)
             ]
     return Plot(
-        f"Gradients of {label} of {task}",
-        "Left: rows that the model thinks unlikely. A line that falls to the left leaves such rows alone; of "
-        "negatives a cross-entropy does, and pairs do less."
-        if label == "negatives"
-        else "Left: positives that the model thinks unlikely. All losses should push those hardest.",
+        f"Gradients of {task} by predicted probability",
+        "Left: rows that the model thinks unlikely. A line that falls to the left leaves such negatives "
+        "alone; cross-entropy does, and pairs do less. Press a name to see positives: all losses should "
+        "push hardest those that the model thinks unlikely.",
         f"Mean size of the gradient of the logit in bins of the predicted probability, with {FEW} rows or "
         "more. " + _TIMES,
         _RANKING,
         traces,
         {
-            "xaxis": {"type": "log", "title": {"text": "predicted probability"}},
-            "yaxis": {"type": "log", "title": {"text": "mean |dL/dz|"}},
+            "xaxis": {"type": "log", "dtick": 1, "title": {"text": "predicted probability"}},
+            "yaxis": {"type": "log", "dtick": 1, "title": {"text": "mean |dL/dz|"}},
         },
         Numbers(("model", "task", "loss", "label", "from p", "to p", "rows", "mean"), rows),
     )
+
+
+def _curve(
+    model: Gradients, pushes: LogitPushes, number: int, *, is_one_of_many: bool
+) -> dict[str, Any]:
+    """A line over the bins with enough rows; models by colour and losses by dashes."""
+    bins = zip(_bins(), pushes.bin_rows.tolist(), pushes.by_bin.tolist(), strict=True)
+    drawn = [
+        (math.sqrt(low * high), count, mean) for (low, high), count, mean in bins if count >= FEW
+    ]
+    name = f"{pushes.loss}, {pushes.label}"
+    style: dict[str, Any] = {}
+    if is_one_of_many:
+        name = f"{model.label.short}: {name}"
+        dashes = ("solid", "dash", "dot", "dashdot")
+        style = {"model": model.label.number, "line": {"dash": dashes[number % len(dashes)]}}
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [centre for centre, _, _ in drawn],
+        "y": [mean for _, _, mean in drawn],
+        "text": [f"{count:,} rows" for _, count, _ in drawn],
+        "visible": True if pushes.label == "negatives" else "legendonly",
+        **style,
+    }
 
 
 def _bins() -> list[tuple[float, float]]:
@@ -254,8 +275,8 @@ def _bins() -> list[tuple[float, float]]:
     return list(zip((lowest, *EDGES), (*EDGES, 1.0), strict=True))
 
 
-def _fields(model: Gradients, label: str) -> Plot:
-    chosen = [each for each in model.pushes.fields if each.label == label]
+def _fields(model: Gradients) -> Plot:
+    chosen = [each for each in model.pushes.fields if each.label == "negatives"]
     size: dict[str, float] = {}
     for each in chosen:
         for field, length in each.by_field.items():
@@ -270,17 +291,17 @@ def _fields(model: Gradients, label: str) -> Plot:
             columns.append(f"{short}, {each.task}{of_set}")
             values.append([each.by_field.get(field) for field in shown])
     rows: list[tuple[Cell, ...]] = [
-        (each.loss, each.task, label, each.set_name, field, length)
-        for each in chosen
+        (each.loss, each.task, each.label, each.set_name, field, length)
+        for each in model.pushes.fields
         for field, length in each.by_field.items()
     ]
     cells = [list(row) for row in zip(*values, strict=True)]
     return Plot(
-        f"Gradients of field vectors on {label}, {model.name}",
+        f"Gradients of field vectors on negatives, {model.label.short}",
         "Bright cells are vectors that a task still moves much. A field that is dark everywhere is not read, "
         "or has nothing left to learn here.",
-        f"Mean length of the gradient of a field's vector, over {FIELD_ROWS:,} rows of the sample at most. "
-        + _TIMES,
+        f"Mean length of the gradient of a field's vector, over {FIELD_ROWS:,} rows of the sample at most; the "
+        "numbers have positives too. " + _TIMES,
         _RANKING,
         [{"type": "heatmap", "x": columns, "y": shown, "z": cells}],
         {
@@ -294,6 +315,7 @@ def _fields(model: Gradients, label: str) -> Plot:
 
 def _lines(found: Sequence[Gradients]) -> Plot:
     """The two axes of every slice, above the loss of the trained weights."""
+    several = len(found) > 1
     traces: list[dict[str, Any]] = []
     rows: list[tuple[Cell, ...]] = []
     for model in found:
@@ -302,11 +324,13 @@ def _lines(found: Sequence[Gradients]) -> Plot:
         for number, values in enumerate((grid[:, at], grid[at])):
             rises = (values - grid[at, at]).tolist()
             direction = f"direction {number + 1}"
+            style = {"model": model.label.number, "line": {"dash": ("solid", "dash")[number]}}
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": f"{model.name}, {direction}" if len(found) > 1 else direction,
+                    "name": f"{model.label.short}, {direction}" if several else direction,
+                    **(style if several else {}),
                     "x": offsets,
                     "y": rises,
                 }
@@ -348,7 +372,7 @@ def _map(model: Gradients) -> Plot:
         for b in range(len(offsets))
     ]
     return Plot(
-        f"Loss around the weights of {model.name}",
+        f"Loss around the weights of {model.label.short}",
         "The trained weights are in the middle. The basin should be round and deepest there.",
         f"{loss[0].upper()}{loss[1:]}, the mean over tasks, on {around.rows:,} rows of the sample. {_MOVED}",
         _LANDSCAPE,

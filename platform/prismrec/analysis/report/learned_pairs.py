@@ -54,11 +54,13 @@ class ModelPairs:
 
     Args:
         name: the model's.
+        short: the same in titles and on axes.
         tasks: names of its T tasks.
         learned: of each interaction.
     """
 
     name: str
+    short: str
     tasks: tuple[str, ...]
     learned: list[LearnedPairs]
 
@@ -71,15 +73,21 @@ class ModelPairs:
         return sorted(self.learned, key=lambda each: -score(each))[:MOST_MAPS]
 
 
-def measure_pairs(subject: Subject, features: FeatureInformation) -> ModelPairs:
-    """How a model weighs pairs of fields, beside what they say."""
+def measure_pairs(subject: Subject, short: str, features: FeatureInformation) -> ModelPairs:
+    """How a model weighs pairs of fields, beside what they say.
+
+    Args:
+        subject: the model.
+        short: its name in titles and on axes.
+        features: what the features of its sample say.
+    """
     places = {name: at for at, name in enumerate(features.names)}
     blocks = pair_blocks(subject)
     learned = []
     for each, strengths in zip(blocks, pair_strengths(subject, blocks), strict=True):
         own = torch.tensor([places[name] for name in each.fields])
         learned.append(LearnedPairs(each, strengths, features.pairs[:, own][:, :, own]))
-    return ModelPairs(subject.name, tuple(subject.recipe.task_names), learned)
+    return ModelPairs(subject.name, short, tuple(subject.recipe.task_names), learned)
 
 
 def informed_plot(
@@ -123,7 +131,7 @@ def learned_plot(model: ModelPairs, pairs: LearnedPairs) -> Plot:
         for i, j in pairs.blocks.meets.nonzero().tolist()
     ]
     return Plot(
-        f"Learned pairs of {model.name}: {pairs.blocks.name}",
+        f"Learned pairs of {model.short}: {pairs.blocks.name}",
         "Row: the field whose vector is mapped; column: the field that it meets. A pattern like that of "
         "the information above means that the weights found the pairs that say most.",
         "Frobenius norm of the matrix between two fields, over the square root of its width: 1 is a "
@@ -138,23 +146,29 @@ def learned_plot(model: ModelPairs, pairs: LearnedPairs) -> Plot:
 
 def correlation_plot(models: Sequence[ModelPairs]) -> Plot:
     """Whether the weights of every interaction follow what pairs say."""
-    rows: list[tuple[Cell, ...]] = [
-        (model.name, pairs.blocks.name, task, norms, strengths)
+    found = [
+        (model, pairs.blocks, task, both)
         for model in models
         for pairs in model.learned
-        for task, (norms, strengths) in zip(model.tasks, pairs.correlations(), strict=True)
+        for task, both in zip(model.tasks, pairs.correlations(), strict=True)
+    ]
+    rows: list[tuple[Cell, ...]] = [
+        (model.name, blocks.name, task, *both) for model, blocks, task, both in found
     ]
     traces = []
-    for column, what in ((3, "norms"), (4, "strengths")):
-        for task in dict.fromkeys(row[2] for row in rows):
-            of_task = [row for row in rows if row[2] == task]
+    for column, what in enumerate(("norms", "strengths")):
+        for task in dict.fromkeys(each[2] for each in found):
+            of_task = [(m.short, blocks, both) for m, blocks, name, both in found if name == task]
             traces.append(
                 {
                     "type": "bar",
                     "orientation": "h",
                     "name": f"{what}, {task}",
-                    "y": [f"{r[0]}: {r[1]}" if len(models) > 1 else r[1] for r in of_task],
-                    "x": [row[column] for row in of_task],
+                    "y": [
+                        f"{short} · {_brief(blocks)}" if len(models) > 1 else _brief(blocks)
+                        for short, blocks, _ in of_task
+                    ],
+                    "x": [both[column] for _, _, both in of_task],
                     "visible": True if what == "norms" else "legendonly",
                 }
             )
@@ -174,6 +188,10 @@ def correlation_plot(models: Sequence[ModelPairs]) -> Plot:
         },
         Numbers(("model", "interaction", "task", "of norms", "of strengths"), rows),
     )
+
+
+def _brief(blocks: PairBlocks) -> str:
+    return f"{blocks.set_name}, {blocks.expert}, {blocks.kind}"
 
 
 def _heat_map(names: Sequence[str], values: Tensor) -> dict[str, Any]:
