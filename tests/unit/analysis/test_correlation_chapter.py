@@ -201,10 +201,14 @@ def test_data_in_which_positions_do_not_matter_are_said_to_be_so(
     question = question_of(subjects[1])
     assert question is not None
     # An hour of the day has too few rows.
-    few = replace(question, conditions=("hour == 3",))
+    few = replace(question, conditions=("hour == 3", "day == 1"))
     found = correlation_chapter(subjects[1:2], Asked(str(world), few), quiet)
     assert any("do not tell positions apart beyond chance" in each for each in found.missing)
-    assert "no" in {row["data tell positions apart"] for row in _rows(found.plots[2])}
+    assert {row["data tell positions apart"] for row in _rows(found.plots[2])} == {"no"}
+    assert found.summary[0].endswith("older ones, up to chance, say as much.")
+    assert found.summary[1].startswith(
+        "fading: the data do not tell positions apart, so that its score says nothing (score "
+    )
 
 
 def test_another_target_category(world: Path, subjects: list[Subject]) -> None:

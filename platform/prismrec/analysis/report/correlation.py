@@ -117,7 +117,9 @@ def correlation_chapter(subjects: Sequence[Subject], asked: Asked, progress: Pro
     ]
     if learned:
         plots.append(_bars(question, counts, learned))
-    told = [*_told_of_truth(question, counts, truth), *(_told(each) for each in learned)]
+    is_told = any(_tells_positions(counts)[:MEAN_OF])
+    told = _told_of_truth(question, counts, truth, is_told)
+    told += [_told(each, is_told) for each in learned]
     if not counts.is_supported()[at, at].all():
         missing.append(_few(question, counts, at))
     missing += _not_told_apart(question, counts)
@@ -366,8 +368,8 @@ def _bars(question: Question, counts: Counts, learned: Sequence[_Learned]) -> Pl
     )
 
 
-def _told_of_truth(question: Question, counts: Counts, truth: Floats) -> list[str]:
-    """What the data say, in words."""
+def _told_of_truth(question: Question, counts: Counts, truth: Floats, is_told: bool) -> list[str]:
+    """What the data say, in words; `is_told`: whether some of them tell positions apart."""
     own = truth[np.arange(len(truth)), np.arange(len(truth))][:MEAN_OF].mean(0)
     if not own[0]:
         return [
@@ -377,17 +379,23 @@ def _told_of_truth(question: Question, counts: Counts, truth: Floats) -> list[st
     others = truth[:MEAN_OF, :, 0].sum(1) - truth[:MEAN_OF, :MEAN_OF, 0].diagonal()
     count = max(len(truth) - 1, 1)
     ratio = own[0] / max(float(others.mean()) / count, 1e-12)
+    fades = f"at position {counts.positions} {own[-1] / own[0]:.0%} of that is left"
+    if not is_told:
+        fades = "older ones, up to chance, say as much"
     return [
         f"In the data, a newest behaviour of the target's own `{question.target}` says {own[0]:.4f} bits of "
-        f"`{question.label}`, {_times(ratio)} what one of another category says; at position "
-        f"{counts.positions} {own[-1] / own[0]:.0%} of that is left."
+        f"`{question.label}`, {_times(ratio)} what one of another category says; {fades}."
     ]
 
 
 def _tells_positions(counts: Counts) -> list[bool]:
-    """(K,) whether the target's own category says more at some positions than at others, beyond chance."""
+    """(K,) whether the target's own category says more at some positions than at others, beyond chance.
+
+    Too few rows never do: their standard errors cannot be relied on.
+    """
     bits, errors = counts.information(), counts.standard_error()
-    return [tells_apart(bits[c, c], errors[c, c]) for c in range(len(bits))]
+    enough = counts.is_supported(each=0)[:, 0, 0]
+    return [bool(enough[c]) and tells_apart(bits[c, c], errors[c, c]) for c in range(len(bits))]
 
 
 def _not_told_apart(question: Question, counts: Counts) -> list[str]:
@@ -402,13 +410,15 @@ def _not_told_apart(question: Question, counts: Counts) -> list[str]:
     ]
 
 
-def _told(each: _Learned) -> str:
-    """How well a model follows the data, in words."""
+def _told(each: _Learned, is_told: bool) -> str:
+    """How well a model follows the data, in words; `is_told`: whether these tell positions apart."""
     name, mean = each.label.short, each.scores.mean(MEAN_OF)
     count = min(MEAN_OF, len(each.map.categories))
     said = f"score {mean:.2f}, mean of the {count} most frequent target categories"
     if math.isnan(mean):
         return f"{name}: too few behaviours in its rows for a score; look at more rows."
+    if not is_told:
+        return f"{name}: the data do not tell positions apart, so that its score says nothing ({said})."
     if not np.nan_to_num(each.scores.own[:MEAN_OF]).any():
         return f"{name} makes nothing of the position of a behaviour: {said}."
     if abs(mean) < WEAK:
