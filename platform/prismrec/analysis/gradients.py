@@ -52,6 +52,8 @@ class NamedLoss:
 
 
 CROSS_ENTROPY = "cross-entropy"
+OWN = "its own loss"
+"""Where it is neither of the others."""
 
 
 def losses_of(recipe: Recipe) -> tuple[list[NamedLoss], list[str]]:
@@ -78,7 +80,7 @@ def losses_of(recipe: Recipe) -> tuple[list[NamedLoss], list[str]]:
     if any(each.is_grouped for each in own):
         missing.append("its own loss compares rows of a group, which the sample does not name")
     elif own not in chosen.values():
-        chosen["its own loss"] = own
+        chosen[OWN] = own
     if any(task.propensity is not None for task in recipe.tasks):
         missing.append("weights against repeated exposure are left out of its loss")
     if recipe.train.domain_reduction != "global_mean":

@@ -59,6 +59,9 @@ def test_negatives_of_rare_positives_are_hardly_pushed(tmp_path: Path) -> None:
         "cross-entropy pushes a negative, on average, by 0.0500 for `click`, where 5.0% of the rows are "
         "positives (2.0 times as hard with pairs), 0.5000 for `buy`, where 50.0% of the rows"
     )
+    bars = _plot(chapter, "How hard each loss").traces
+    assert (bars[0]["name"], bars[0]["y"]) == ("BCE, negatives", ["click", "buy"])
+    assert bars[0]["x"] == pytest.approx([0.05, 0.5], rel=0.01)
     curve = _plot(chapter, "Gradients of click by").numbers
     filled = [row for row in curve.rows if row[2:4] == ("cross-entropy", "negatives") and row[6]]
     assert sum(int(row[6] or 0) for row in filled) == 380

@@ -12,6 +12,7 @@ from prismrec.analysis.gradients import (
     EDGES,
     FIELD_ROWS,
     LABELS,
+    OWN,
     LogitPushes,
     NamedLoss,
     Pushes,
@@ -176,6 +177,7 @@ def _without(found: Sequence[Gradients]) -> Iterator[str]:
 def _means(found: Sequence[Gradients]) -> Plot:
     traces = []
     losses = dict.fromkeys(e.loss for model in found for e in model.pushes.logits)
+    pairs = " and ".join(each for each in losses if each not in (CROSS_ENTROPY, OWN))
     for loss in losses:
         for label in LABELS:
             chosen = [
@@ -188,7 +190,7 @@ def _means(found: Sequence[Gradients]) -> Plot:
                 {
                     "type": "bar",
                     "orientation": "h",
-                    "name": f"{loss}, {label}",
+                    "name": f"{_brief(loss)}, {label}",
                     "y": [name for name, _ in chosen],
                     "x": [mean for _, mean in chosen],
                     "visible": True if label == "negatives" else "legendonly",
@@ -203,12 +205,14 @@ def _means(found: Sequence[Gradients]) -> Plot:
         "How hard each loss pushes on average",
         "Under cross-entropy the negatives of rare positives are pushed by about the rate of positives, next "
         "to nothing; pairs push them harder. Press a name to see positives, which are pushed by almost 1.",
-        "Mean of the size of the gradient with respect to the logit. " + _TIMES,
+        f"Mean of the size of the gradient with respect to the logit, of cross-entropy (BCE) and {pairs}. "
+        + _TIMES,
         _RANKING,
         traces,
         {
-            "yaxis": {"type": "log", "title": {"text": "mean |dL/dz|"}},
-            "xaxis": {"type": "category"},
+            "xaxis": {"type": "log", "dtick": 1, "title": {"text": "mean |dL/dz|"}},
+            "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
+            "height": 160 + 36 * sum(len(each.tasks) for each in found),
         },
         Numbers(("model", "task", "loss", "label", "rows", "mean"), rows),
     )
@@ -251,7 +255,7 @@ def _curve(
     drawn = [
         (math.sqrt(low * high), count, mean) for (low, high), count, mean in bins if count >= FEW
     ]
-    name = f"{pushes.loss}, {pushes.label}"
+    name = _brief(pushes.loss) + (", positives" if pushes.label == "positives" else "")
     style: dict[str, Any] = {}
     if is_one_of_many:
         name = f"{model.label.short}: {name}"
@@ -267,6 +271,11 @@ def _curve(
         "visible": True if pushes.label == "negatives" else "legendonly",
         **style,
     }
+
+
+def _brief(loss: str) -> str:
+    """A loss in legends."""
+    return {CROSS_ENTROPY: "BCE", OWN: "own"}.get(loss, "BCE + pairs")
 
 
 def _bins() -> list[tuple[float, float]]:
@@ -286,9 +295,8 @@ def _fields(model: Gradients) -> Plot:
     columns, values = [], []
     for loss in dict.fromkeys(each.loss for each in chosen):
         for each in (each for each in chosen if each.loss == loss):
-            short = "BCE" if loss == CROSS_ENTROPY else "own" if "own" in loss else "+ pairs"
             of_set = f", {each.set_name}" if several_sets else ""
-            columns.append(f"{short}, {each.task}{of_set}")
+            columns.append(f"{_brief(loss)}, {each.task}{of_set}")
             values.append([each.by_field.get(field) for field in shown])
     rows: list[tuple[Cell, ...]] = [
         (each.loss, each.task, each.label, each.set_name, field, length)
