@@ -186,7 +186,7 @@ def measure_pushes(subject: Subject, progress: Progress) -> Pushes:
     of_fields = _FieldSums(subject, len(losses))
     done = 0
     for sample in subject.samples():
-        wants_fields = done < FIELD_ROWS
+        wants_fields = done < FIELD_ROWS and bool(sample.inputs.sets)
         columns, leaves = _forward(subject, sample.inputs, needs_grad=wants_fields)
         for at, loss in enumerate(losses):
             of_columns, pushes = column_gradients(loss, columns, sample.labels, decoder)

@@ -9,6 +9,7 @@ Source: the plug-in estimate with the correction of Miller (1955).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,11 @@ class Information:
     def is_reliable(self) -> bool:
         """Whether the rarest label comes once for each class at least; below, the estimate is noise."""
         return self.entropy > 0 and self.rarest >= self.classes
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the estimate where nothing is said, sqrt((C - 1)(Y - 1) / 2) / N."""
+        return math.sqrt(self.correction / self.rows) if self.rows else 0.0
 
     @property
     def corrected(self) -> float:

@@ -157,11 +157,13 @@ def _read(
 def _taps(subject: Subject) -> list[_Tap]:
     model = subject.model
     tasks = subject.recipe.task_names
+    levels = [f"level of {each.name}" for each in subject.recipe.tasks if each.has_level]
+    columns = [*(_Row(task, task) for task in tasks), *map(_Row, levels)]
     if isinstance(model, RankingModel):
         fields = fields_of(subject.recipe, subject.spec)
-        taps = _of_ranking_model(model, fields, tasks)
+        taps = _of_ranking_model(model, fields, columns)
     elif any(isinstance(each, FlatSets) for each in model.modules()):
-        taps = _of_head(model, tasks)
+        taps = _of_head(model, columns)
     else:
         taps = _of_parts(model)
     decoder = build_decoder(subject.recipe)
@@ -174,7 +176,8 @@ def _taps(subject: Subject) -> list[_Tap]:
     return [*taps, _Tap(model, "logit", lambda call, count: names, logits)]
 
 
-def _of_ranking_model(model: RankingModel, fields: Fields, tasks: Sequence[str]) -> list[_Tap]:
+def _of_ranking_model(model: RankingModel, fields: Fields, columns: Sequence[_Row]) -> list[_Tap]:
+    """Its parts; `columns` are the names of what towers give, tasks and their levels."""
     taps = []
     branches = list(model.branches)
     if branches:
@@ -191,13 +194,13 @@ def _of_ranking_model(model: RankingModel, fields: Fields, tasks: Sequence[str])
                 assert isinstance(layer, Layer)
                 deeper = f"level {level + 1}, " if len(layers) > 1 else ""
                 taps += _of_experts(layer.experts, lead, deeper, fields if not level else None)
-                taps.append(_of_mix(layer, deeper, suffix, tasks))
+                taps.append(_of_mix(layer, deeper, suffix, columns))
         else:
             experts: Any = branch.experts
             taps += _of_experts(experts, lead, "", fields)
         body = getattr(branch.tower, "body", None)
         if body is not None:
-            taps.append(_of_layers(body.dropout, "tower", f"tower{suffix}", tasks))
+            taps.append(_of_layers(body.dropout, "tower", f"tower{suffix}", columns))
     return taps
 
 
@@ -267,22 +270,22 @@ def _hidden(dropout: nn.Module, names: Sequence[str], which: str = "") -> _Tap:
     )
 
 
-def _of_mix(layer: Layer, deeper: str, suffix: str, tasks: Sequence[str]) -> _Tap:
+def _of_mix(layer: Layer, deeper: str, suffix: str, columns: Sequence[_Row]) -> _Tap:
     def rows(call: int, count: int) -> list[_Row]:
-        if count == 1 < len(tasks):
+        if count == 1 < len(columns):
             return [_Row(f"{deeper}mix{suffix}")]
-        readers = [_Row(f"{deeper}mix{suffix} of {task}", task) for task in tasks]
+        readers = [_Row(f"{deeper}mix{suffix} of {each.name}", each.task) for each in columns]
         return [*readers, _Row(f"{deeper}mix{suffix}, shared")][:count]
 
     return _Tap(layer, "mix", rows, lambda given, gave: gave[0].transpose(0, 1))
 
 
-def _of_layers(dropout: nn.Module, part: Part, name: str, tasks: Sequence[str]) -> _Tap:
+def _of_layers(dropout: nn.Module, part: Part, name: str, columns: Sequence[_Row]) -> _Tap:
     """Layers that tasks share, or that each task has of its own."""
 
     def rows(call: int, count: int) -> list[_Row]:
-        if count == len(tasks) > 1:
-            return [_Row(f"{name} of {task}: layer {call + 1}", task) for task in tasks]
+        if count == len(columns) > 1:
+            return [_Row(f"{name} of {each.name}: layer {call + 1}", each.task) for each in columns]
         if count == 1:
             return [_Row(f"{name}: layer {call + 1}")]
         return [_Row(f"{name}, copy {copy}: layer {call + 1}") for copy in range(count)]
@@ -292,7 +295,7 @@ def _of_layers(dropout: nn.Module, part: Part, name: str, tasks: Sequence[str]) 
     )
 
 
-def _of_head(model: nn.Module, tasks: Sequence[str]) -> list[_Tap]:
+def _of_head(model: nn.Module, columns: Sequence[_Row]) -> list[_Tap]:
     """Models of one network: the vectors that go in, and every activation by its module's name."""
     taps = []
     for path, module in model.named_modules():
@@ -310,7 +313,7 @@ def _of_head(model: nn.Module, tasks: Sequence[str]) -> list[_Tap]:
         if isinstance(module, nn.Dropout):
             name = path.removesuffix("dropout").removesuffix(".").removesuffix(".body")
             part: Part = "tower" if name == "towers" else "hidden"
-            taps.append(_of_layers(module, part, name or "network", tasks))
+            taps.append(_of_layers(module, part, name or "network", columns))
     return taps
 
 

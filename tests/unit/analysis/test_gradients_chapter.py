@@ -14,7 +14,7 @@ from prismrec.analysis.landscape import Slice
 from prismrec.analysis.report.chapter import Chapter, Plot
 from prismrec.analysis.report.gradients import gradients_chapter
 from prismrec.analysis.subject import Subject
-from tests.unit.analysis.subjects import make_subject, quiet
+from tests.unit.analysis.subjects import drawn_labels, make_subject, quiet
 from tests.unit.serving.world import random_raw
 
 ROWS = 400
@@ -89,6 +89,15 @@ def test_the_flatter_of_two_models_is_named_first(tmp_path: Path) -> None:
     titles = [plot.title for plot in chapter.plots]
     assert "Gradients of field vectors on negatives, steep" in titles
     assert any(each.startswith("flat: of the field vectors, `") for each in chapter.summary)
+
+
+def test_a_model_without_sets_has_no_field_vectors(tmp_path: Path) -> None:
+    labels = drawn_labels(40)
+    subject = make_subject(tmp_path, random_raw(40), labels, 40, embedding={}, model={"name": "lr"})
+    chapter = gradients_chapter([subject], quiet, QUICK)
+    assert not any("field vectors" in plot.title for plot in chapter.plots)
+    lines = _plot(chapter, "How fast the loss rises").numbers.rows
+    assert len({row[3] for row in lines}) > 1  # the weights of numeric columns
 
 
 def test_a_sample_without_positives_is_told(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_chance_alone_is_what_the_correction_takes_off() -> None:
     ]
     plain = sum(each.nats for each in found) / 200
     left = sum(each.corrected for each in found) / 200
+    spread = torch.tensor([each.nats for each in found]).std()
+    assert found[0].noise == pytest.approx(float(spread), rel=0.15)
     assert plain == pytest.approx(19 / 1000, rel=0.1)
     assert abs(left) < 0.1 * plain
 

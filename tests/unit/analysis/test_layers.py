@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prismrec.analysis.layers import layer_points, layer_rows
 from prismrec.analysis.subject import Subject
+from tests.unit.analysis.histories import TWO_ALIKE, drawn_model
 from tests.unit.analysis.subjects import make_subject
 
 THREE = [{"name": "one", "dim": 4}, {"name": "wide", "dim": 8}, {"name": "two", "dim": 4}]
@@ -131,6 +132,45 @@ def test_layers_of_levels_have_names_of_their_own(tmp_path: Path) -> None:
     ):
         assert expected in names
     assert not any("Flat" in name for name in names)
+
+
+def test_the_level_of_a_task_has_a_mix_and_a_tower_of_its_own(tmp_path: Path) -> None:
+    subject = make_subject(
+        tmp_path,
+        model={"name": "mmoe", "num_experts": 2, "hidden": [4], "tower": [3]},
+        embedding={"sets": [{"name": "only", "dim": 4}]},
+        tasks=[
+            {"name": "click", "label": "clicked", "loss": {"name": "jrc"}},
+            {"name": "buy", "label": "bought"},
+        ],
+    )
+    assert [(each.name, each.task) for each in layer_points(subject)[3:]] == [
+        ("mix of click", "click"),
+        ("mix of buy", "buy"),
+        ("mix of level of click", None),
+        ("tower of click: layer 1", "click"),
+        ("tower of buy: layer 1", "buy"),
+        ("tower of level of click: layer 1", None),
+        ("logit of click", "click"),
+        ("logit of buy", "buy"),
+    ]
+    with torch.no_grad():
+        columns = torch.cat([subject.model(each.inputs)[0] for each in subject.samples()])
+    found = _all(subject)["logit of click"].squeeze(1)
+    torch.testing.assert_close(found, columns[:, 0] - columns[:, 2])
+
+
+def test_what_sequence_modules_make_is_read(tmp_path: Path) -> None:
+    subject = drawn_model(tmp_path, TWO_ALIKE).subject
+    points = {each.name: each for each in layer_points(subject)}
+    assert [points[name].part for name in ("a: fields", "b: sequences")] == ["fields", "sequence"]
+    found = _all(subject)
+    head: Any = subject.model
+    parts = []
+    with torch.no_grad():
+        for sample in subject.samples():
+            parts.append(head.sequences(sample.inputs.sequences)[1])
+    torch.testing.assert_close(found["b: sequences"], torch.cat(parts))
 
 
 def test_networks_of_one_piece_are_read_by_the_names_of_their_modules(tmp_path: Path) -> None:

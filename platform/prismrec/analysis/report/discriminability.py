@@ -32,7 +32,7 @@ from prismrec.analysis.report.learned_pairs import (
 from prismrec.analysis.subject import Progress, Subject
 
 WASTED = 1.2
-"""A layer that knows so many times as much of a label as its logit is told of."""
+"""A layer that knows so many times as much of a label as its logit is told of, if it is no noise."""
 MOST_LAYERS = 40
 """Layers in a plot, those that know most; the numbers have all."""
 _PARTS = {
@@ -168,10 +168,12 @@ def _wasted(found: Discriminability) -> Iterator[str]:
         own = [each for each in known if each.point.part == "logit" and each.point.task == task]
         for logit in own:
             best = max(known, key=lambda each: each.by_task[at].share)
-            if best.by_task[at].share > WASTED * logit.by_task[at].share:
+            said, kept = best.by_task[at], logit.by_task[at]
+            is_more = said.corrected - kept.corrected > 3 * said.noise
+            if is_more and said.share > WASTED * kept.share:
                 yield (
-                    f"`{best.point.name}` knows {best.by_task[at].share:.1%} of `{task}`, its logit only "
-                    f"{logit.by_task[at].share:.1%}: what is behind loses it."
+                    f"`{best.point.name}` knows {said.share:.1%} of `{task}`, its logit only "
+                    f"{kept.share:.1%}: what is behind loses it."
                 )
 
 
