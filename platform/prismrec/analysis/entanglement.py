@@ -65,6 +65,20 @@ def distances(first: Tensor, second: Tensor, metric: Metric = "euclidean") -> Te
     return 1 - cosines
 
 
+def lengths(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) float64 `sqrt(|u|^2 + |v|^2)`, what the Euclidean distances were if all angles were right ones.
+
+    The other part of `|u - v|^2` is `-2 |u| |v| cos`. Held beside the distances this says whether they speak
+    of which way vectors point, or only of how long training has made them. It is our own look.
+
+    Args:
+        first: u (n, d).
+        second: v (n, d).
+    """
+    one, other = first.detach().double(), second.detach().double()
+    return (one.square().sum(1) + other.square().sum(1)).sqrt()
+
+
 @dataclass(frozen=True, slots=True)
 class Contradictions:
     """Pairs that two tasks see differently, as masks (n,).

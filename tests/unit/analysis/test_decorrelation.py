@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prismrec.analysis import decorrelation
@@ -275,3 +277,27 @@ def test_wide_experts_are_looked_at_by_evenly_spaced_columns(
     whole = expert_moments([each[:, [0, 2]] for each in expected])
     assert layer.moments is not None
     torch.testing.assert_close(layer.moments.scatter, whole.scatter)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 10), cut=st.integers(1, 39))
+def test_invariances(seed: int, scale: float, cut: int) -> None:
+    """Correlation knows no scale, shift, order of rows or sign; covariance grows with the scale."""
+    each = [one.double() for one in outputs(seed, rows=40)]
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(40, generator=generator)
+    shift = torch.randn(4, generator=generator).double()
+    found = expert_moments(each)
+    changed = expert_moments([each[0], -each[1], each[2] * scale + shift])
+    torch.testing.assert_close(changed.correlation(), found.correlation())
+    norms = found.covariance_norms() * torch.tensor([1, 1, scale]).double()
+    norms = norms * torch.tensor([[1], [1], [scale]]).double()
+    torch.testing.assert_close(changed.covariance_norms(), norms)
+    torch.testing.assert_close(changed.alignment(), found.alignment())
+    shuffled = [one[rows] for one in each]
+    parts = [expert_moments([one[part] for one in shuffled]) for part in (rows < cut, rows >= cut)]
+    torch.testing.assert_close((parts[0] + parts[1]).correlation(), found.correlation())
+    R = found.correlation()
+    assert ((R >= 0) & (R <= 1 + 1e-12)).all()
+    turned = expert_moments([each[2], each[0], each[1]])
+    assert summed_over_pairs(turned.correlation()) == pytest.approx(summed_over_pairs(R))

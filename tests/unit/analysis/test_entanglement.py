@@ -17,6 +17,7 @@ from prismrec.analysis.entanglement import (
     distances,
     diversity_index,
     in_medians,
+    lengths,
     shared_edges,
     shares_of,
     wasserstein,
@@ -33,6 +34,14 @@ def test_distances_of_vectors() -> None:
     opposite = distances(users, torch.tensor([[6.0, 8.0], [-3.0, 0.0], [1.0, 1.0]]), "cosine")
     assert opposite.tolist() == pytest.approx([0, 2, 1])
     assert distances(users, items).dtype == torch.float64
+
+
+def test_lengths_are_distances_at_right_angles() -> None:
+    users, items = torch.tensor([[3.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 4.0], [-1.0, -1.0]])
+    assert lengths(users, items).tolist() == pytest.approx([5, 2])
+    squares = distances(users, items).square()
+    products = users.norm(dim=1) * items.norm(dim=1) * (1 - distances(users, items, "cosine"))
+    torch.testing.assert_close(lengths(users, items).square() - 2 * products, squares)
 
 
 def test_vectors_of_a_pair_are_equally_wide() -> None:

@@ -110,15 +110,23 @@ def test_what_sets_make_of_contradictory_pairs(chapter: Chapter) -> None:
     far, near_ = set(np.argsort(first)[-k:]), set(np.argsort(second)[:k])
     chosen = sorted(far & near_)
     mean = first[chosen].mean() / np.median(first)
-    assert rows["a", "only"][2] == pytest.approx(mean)
+    assert rows["a", "only"][4] == pytest.approx(mean)
+    # Users on the other side have the same lengths: the angles alone tell the tasks apart.
+    lengths = np.hypot(*np.meshgrid(USERS[:-1].norm(dim=1), ITEMS[:-1].norm(dim=1), indexing="ij"))
+    second_only = sorted(set(np.argsort(second)[-k:]) & set(np.argsort(first)[:k]))
+    longer = lengths.ravel()[chosen][:, None] > lengths.ravel()[second_only]
+    assert rows["a", "only"][1] == pytest.approx(longer.mean())
+    assert rows["stem", "ends"][1] == rows["a", "only"][1]
+    assert rows["a", "only"][2] == pytest.approx(1 - rows["b", "only"][2])
+    assert rows["a", "only"][2] > 0.95
     assert f"Of 600 distinct pairs {len(chosen)} are far for like" in chapter.summary[0]
 
 
 def test_verdicts_in_words(chapter: Chapter) -> None:
     told = [sentence for sentence in chapter.summary if "AUC" in sentence and "set `" in sentence]
     assert told[0].startswith("stem: set `likes` tells the pairs")
-    assert told[0].endswith("as the model of like alone does, AUC 1.00.")
-    assert told[1].endswith("as the model of finish alone does, AUC 0.00.")
+    assert "as the model of like alone does, AUC 1.00 (the lengths" in told[0]
+    assert "as the model of finish alone does, AUC 0.00 (the lengths" in told[1]
     assert "stem: set `all` does not tell the pairs" in told[2]
     assert "shared: set `only` does not tell the pairs" in told[3]
     assert len(told) == 4
@@ -275,7 +283,7 @@ def test_distances_by_angle() -> None:
     # 1 - cos and 1 + cos: the far ones of the one are the near ones of the other.
     count = int(0.4 * 600)
     far = np.sort(1 - cosines)[-count:]
-    assert rows["a", "only"][2] == pytest.approx(far.mean() / np.median(1 - cosines), rel=1e-5)
+    assert rows["a", "only"][4] == pytest.approx(far.mean() / np.median(1 - cosines), rel=1e-5)
 
 
 def test_bags_are_no_pairs() -> None:

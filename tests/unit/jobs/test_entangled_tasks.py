@@ -115,7 +115,7 @@ def test_sets_of_a_task_see_pairs_as_its_own_model_does(
     for entangled in (("ple", "only"), ("stem", "shared")):
         assert 0.36 < separation[entangled] < 0.64
     # The two hills lie further apart in sets of a task's own than in those that both tasks move.
-    apart = {key: float(str(row[3])) for key, row in rows.items()}
+    apart = {key: float(str(row[5])) for key, row in rows.items()}
     shared = max(apart["ple", "only"], apart["stem", "shared"])
     assert min(apart["stem", "of_like"], apart["stem", "of_finish"]) > 1.5 * shared
     told = {task: f"as the model of {task} alone does, AUC" for task in BOTH}

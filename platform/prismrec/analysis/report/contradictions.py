@@ -21,6 +21,7 @@ from prismrec.analysis.entanglement import (
     distances,
     diversity_index,
     in_medians,
+    lengths,
     shared_edges,
     shares_of,
 )
@@ -46,17 +47,32 @@ _COLOURS = ("#4c78a8", "#e45756")
 
 
 @dataclass(frozen=True, slots=True)
+class _Apart:
+    """How far the two vectors of each pair are from each other in a set, (n,) each.
+
+    Args:
+        distance: by the metric that is asked for.
+        lengths: with what the lengths of the vectors alone would make it.
+        angles: 1 - cos.
+    """
+
+    distance: Floats
+    lengths: Floats
+    angles: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
     """Distances of the pairs in a subject.
 
     Args:
         model: name of the subject.
-        sets: (n,) in each set that covers both fields.
-        together: (n,) between the vectors of all these sets side by side.
+        sets: in each set that covers both fields.
+        together: (n,) distances of the vectors of all these sets side by side.
     """
 
     model: str
-    sets: dict[str, Floats]
+    sets: dict[str, _Apart]
     together: Floats
 
 
@@ -70,6 +86,8 @@ class _Told:
         of_set: name of the set.
         normed: (n,) distances in it over their median.
         contrast: what they say.
+        by_lengths: separation by the lengths of the vectors alone.
+        by_angles: separation by their angles alone.
     """
 
     model: str
@@ -77,6 +95,8 @@ class _Told:
     of_set: str
     normed: Floats
     contrast: Contrast
+    by_lengths: float
+    by_angles: float
 
     @property
     def name(self) -> str:
@@ -189,7 +209,7 @@ def _read(subject: Subject, question: Question, places: Ints, progress: Progress
         for at, each in enumerate(sets)
         if all(each.covers(field) for field in fields)
     ]
-    parts: dict[str, list[Floats]] = {name: [] for _, name, _ in columns}
+    parts: dict[str, list[tuple[Floats, ...]]] = {name: [] for _, name, _ in columns}
     together: list[Floats] = []
     done = 0
     for sample in first_rows(subject, subject.num_rows, "distances", progress):
@@ -200,13 +220,21 @@ def _read(subject: Subject, question: Question, places: Ints, progress: Progress
         for at, name, (one, other) in columns:
             vectors = sample.inputs.sets[at][rows]
             both.append((vectors[:, one], vectors[:, other]))
-            parts[name].append(distances(*both[-1], metric).numpy())
+            apart = (
+                distances(*both[-1], metric),
+                lengths(*both[-1]),
+                distances(*both[-1], "cosine"),
+            )
+            parts[name].append(tuple(kind.numpy() for kind in apart))
         whole = [torch.cat(each, 1) for each in zip(*both, strict=True)]
         together.append(distances(whole[0], whole[1], metric).numpy())
         done = stop
     return _Reading(
         subject.name,
-        {name: np.concatenate(each) for name, each in parts.items()},
+        {
+            name: _Apart(*(np.concatenate(kind) for kind in zip(*each, strict=True)))
+            for name, each in parts.items()
+        },
         np.concatenate(together),
     )
 
@@ -228,9 +256,13 @@ def _contradictions(
     told = []
     for reading in readings:
         for name, of_set in reading.sets.items():
-            normed = in_medians(of_set)
+            normed = in_medians(of_set.distance)
+            alone_by = [
+                contrast(each, pairs).separation for each in (of_set.lengths, of_set.angles)
+            ]
             label = question.labels[reading.model]
-            told.append(_Told(reading.model, label, name, normed, contrast(normed, pairs)))
+            found = contrast(normed, pairs)
+            told.append(_Told(reading.model, label, name, normed, found, *alone_by))
     singles = (alone.first.name, alone.second.name)
     sentences = [
         f"Of {total} distinct pairs {counts[0]} are far for {alone.tasks[0]} and near for "
@@ -254,60 +286,79 @@ def _sentence(told: _Told, alone: Alone) -> str:
         verdict = as_alone.format(alone.tasks[0])
     elif separation <= LIKE_SECOND:
         verdict = as_alone.format(alone.tasks[1])
-    return f"{told.label.short}: set `{told.of_set}` {verdict}, AUC {separation:.2f}."
+    return (
+        f"{told.label.short}: set `{told.of_set}` {verdict}, AUC {separation:.2f} (the lengths of its "
+        f"vectors alone {told.by_lengths:.2f}, their angles alone {told.by_angles:.2f})."
+    )
 
 
 def _separations(told: Sequence[_Told], alone: Alone, metric: Metric, total: int) -> Plot:
     first, second = alone.tasks
-    numbers: list[tuple[Cell, ...]] = [
+    groups = [f"{kind}, far for {task}" for kind in ("mean", "median") for task in alone.tasks]
+    columns = ("model", "set", "separation", "by lengths", "by angles", "Wasserstein-1", *groups)
+    rows: list[tuple[Cell, ...]] = [
         (
-            each.model,
-            each.of_set,
-            each.contrast.separation,
-            each.contrast.wasserstein,
-            *each.contrast.means,
-            *each.contrast.medians,
+            *(each.model, each.of_set, each.contrast.separation, each.by_lengths, each.by_angles),
+            *(each.contrast.wasserstein, *each.contrast.means, *each.contrast.medians),
         )
         for each in told
     ]
-    groups = [f"{kind}, far for {task}" for kind in ("mean", "median") for task in alone.tasks]
-    columns = ("model", "set", "separation", "Wasserstein-1", *groups)
-    models = list(dict.fromkeys(each.model for each in told))
     return Plot(
         title="What every set makes of contradictory pairs",
         shows=(
             f"1: the set puts pairs as the model of {first} alone does, 0: as that of {second} alone. Around "
-            "1/2 it serves both and tells them apart for neither: entangled."
+            "1/2 it serves both and tells them apart for neither: entangled. Marks: what the lengths of the "
+            "vectors and their angles do, each alone; lengths may speak of how much ids were trained."
         ),
         definition=(
             f"chance that a pair far for {first} and near for {second} is farther in the set than one the "
             f"other way round; far and near: the {SHARE:.0%} at either end of {total} distinct pairs by "
             f"{metric} distance in the models of one task. The AUC is our number for what the paper shows as "
-            "distributions"
+            "distributions. By lengths: the same of sqrt(|u|^2 + |v|^2); by angles: of 1 - cos"
         ),
         source=_STEM,
-        traces=[
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": model,
-                "model": next(each.label.number for each in told if each.model == model),
-                "y": [each.name for each in told if each.model == model],
-                "x": [each.contrast.separation for each in told if each.model == model],
-                "texttemplate": "%{x:.2f}",
-            }
-            for model in models
-        ],
+        traces=_separation_traces(told),
         layout={
-            "height": 140 + 28 * len(told),
-            "showlegend": False,
+            "height": 160 + 28 * len(told),
             "barmode": "overlay",
             "xaxis": {"range": [0, 1], "title": {"text": f"0 as {second}, 1 as {first}"}},
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
             "shapes": [_line_at(0.5)],
         },
-        numbers=Numbers(columns, numbers),
+        numbers=Numbers(columns, rows),
     )
+
+
+def _separation_traces(told: Sequence[_Told]) -> list[dict[str, Any]]:
+    """A bar for every set, in its model's colour, and marks of lengths and angles."""
+    names = [each.name for each in told]
+    bars: list[dict[str, Any]] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": model,
+            "model": next(each.label.number for each in told if each.model == model),
+            "showlegend": False,
+            "y": [each.name for each in told if each.model == model],
+            "x": [each.contrast.separation for each in told if each.model == model],
+        }
+        for model in dict.fromkeys(each.model for each in told)
+    ]
+    marks = [
+        ("lengths alone", "line-ns-open", [each.by_lengths for each in told]),
+        ("angles alone", "diamond-open", [each.by_angles for each in told]),
+    ]
+    return bars + [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "marker": {"symbol": symbol, "size": 11, "color": "#888", "line": {"width": 2}},
+            "y": names,
+            "x": values,
+        }
+        for name, symbol, values in marks
+    ]
 
 
 def _line_at(x: float) -> dict[str, Any]:
@@ -376,7 +427,11 @@ def _diversity(
     """The index of every model of several sets, and of the two models of one task against each other."""
     alone, labels = question.alone, question.labels
     indices: list[tuple[str, int, float]] = [
-        (each.model, len(each.sets), diversity_index(list(each.sets.values())))
+        (
+            each.model,
+            len(each.sets),
+            diversity_index([of_set.distance for of_set in each.sets.values()]),
+        )
         for each in readings
         if len(each.sets) > 1
     ]
