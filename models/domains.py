@@ -152,10 +152,10 @@ class DomainMoments(nn.Module):
     """Every column to mean 0 and variance 1 over the rows of each domain.
 
     In training the moments of a domain are those of its rows on all ranks, never those of the whole
-    batch, so that a mixed batch is normalised as batches of one domain each would be; padding rows
-    count. In evaluation the running moments stand in. A domain without a row in a step keeps its
-    own. The arithmetic is float32 at least, the output has the input's type. Source: Sheng et al.,
-    One Model to Serve All, CIKM 2021, section 3.2 (partitioned normalization).
+    batch, so that a mixed batch is normalised as batches of one domain each would be; rows that do not
+    count, such as padding, are left out. In evaluation the running moments stand in. A domain without
+    a row in a step keeps its own. The arithmetic is float32 at least, the output has the input's type.
+    Source: Sheng et al., One Model to Serve All, CIKM 2021, section 3.2 (partitioned normalization).
 
     Collective: in training every rank must run it, forward and backward.
 
@@ -167,6 +167,7 @@ class DomainMoments(nn.Module):
         momentum: weight in (0, 1] of the newest batch in the running moments.
 
     Attributes:
+        counted: (B,), 1 for rows that count and 0 for others, set before each step; None if all do.
         running_mean: (S, [M,] H).
         running_var: (S, [M,] H).
     """
@@ -185,6 +186,7 @@ class DomainMoments(nn.Module):
         super().__init__()
         self.eps = eps
         self.momentum = momentum
+        self.counted: Tensor | None = None
         shape = (num_domains, *stacked_shape(copies, width))
         self.register_buffer("running_mean", torch.empty(shape))
         self.register_buffer("running_var", torch.empty(shape))
@@ -211,6 +213,8 @@ class DomainMoments(nn.Module):
     def _global_moments(self, x: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each domain, (S, [M,] H); the running moments move along."""
         is_in = F.one_hot(domain, len(self.running_mean)).to(x.dtype)
+        if self.counted is not None:
+            is_in = is_in * self.counted.to(x.dtype).unsqueeze(1)
         ones = torch.ones_like(is_in[:, :1])
         sums = sum_over_ranks(_per_domain(torch.cat([_rows(x), ones], 1), is_in))
         counts = sums[:, -1].detach().view(-1, *[1] * (self.running_mean.dim() - 1))

@@ -47,7 +47,7 @@ def recipe(data: Path, job: Job) -> Recipe:
     """The recipe of one run."""
     tables = {
         "dim": DIM,
-        "init_std": INIT_STD,
+        "init_std": INIT_STD["ours"],
         "sharding": "data_parallel",
         "optimizer": {"name": "adam", "learning_rate": job["rate"]},
     }

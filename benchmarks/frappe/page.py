@@ -97,7 +97,8 @@ def _setting() -> list[str]:
         f"{' x '.join(map(str, setting.MAPS))}, batch {setting.BATCH:,}, at most {setting.EPOCHS} epochs, "
         f"patience {setting.PATIENCE} on the AUC of the validation rows, the best epoch tested, fp32, no "
         f"L2. Both have Adam on everything at one rate, of which each tries the same {NUM_TRIALS}, and cut it "
-        "to a tenth after an epoch without gain; tables are drawn with a deviation of "
-        f"{setting.INIT_STD:g}. What differs: FuxiCTR clips the norm of the gradient to 10 and moves every row "
-        "of a table in every step; ours are `data_parallel` tables, whose rows move when looked up.",
+        "to a tenth after an epoch without gain. What differs: FuxiCTR draws tables with a deviation of "
+        f"{setting.INIT_STD['fuxictr']:g}, clips the norm of the gradient to 10 and moves every row of a table "
+        f"in every step; ours draws them with {setting.INIT_STD['ours']:g}, clips nothing, and has "
+        "`data_parallel` tables, whose rows move when looked up.",
     ]

@@ -17,6 +17,8 @@ from prismrec.embeddings.managed.modules import build_managed
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.unpooled import LookedUp, UnpooledViews, build_unpooled
 from prismrec.models import Assembly, Inputs, build_model, fields_of
+from prismrec.models.batch_norm import BatchNorm
+from prismrec.models.domains import DomainMoments
 from prismrec.models.objectives import (
     Decoder,
     Losses,
@@ -76,6 +78,9 @@ class Ranker(nn.Module):
         self._reads_domain = recipe.reads_domain
         self._frozen: dict[str, nn.Parameter] = {}
         self._stopped: list[nn.Module] = []
+        self._moments = [
+            each for each in model.modules() if isinstance(each, BatchNorm | DomainMoments)
+        ]
 
     def freeze(self, heads: Sequence[nn.Module]) -> None:
         """Let nothing but some modules train: no gradient, no dropout and no moments elsewhere.
@@ -108,12 +113,15 @@ class Ranker(nn.Module):
         sets = self.views(side_by_side(pooled))
         if sets[0].dtype != torch.float32:
             sets = [each.float() for each in sets]
+        counted = ((batch.valid * batch.weights) > 0).any(1)
+        for each in self._moments:
+            each.counted = counted
         inputs = Inputs(
             sets=self._assembly.sets(sets),
             linear=self._assembly.linear(sets),
             dense=batch.dense,
             domain=batch.domain if self._reads_domain else None,
-            counted=((batch.valid * batch.weights) > 0).any(1),
+            counted=counted,
             sequences=self._assembly.sequences(sets, sequences),
         )
         return self._without_gradients(inputs) if self._frozen else self.model(inputs)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from prismrec.models.batch_norm import BatchNorm
+from prismrec.models.domains import DomainMoments
 from prismrec.models.layers import MLP, LayerNorm, Linear, MLPSpec, build_norm
 from tests.unit.models.vectors import assert_close, copy_of
 
@@ -118,6 +119,42 @@ def test_batch_norm_equals_torch(steps):
     assert_close(ours.running_var, theirs.running_var, 1e-9)
     x = torch.randn(8, 4, dtype=torch.float64)
     assert_close(ours.eval()(x), theirs.eval()(x), 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["batch", "domain"])
+@pytest.mark.parametrize("copies", [None, 2])
+def test_rows_that_do_not_count_leave_no_trace_in_the_moments(kind, copies):
+    """Real rows come out, and move weights and moments, as if the others were not in the batch."""
+    torch.manual_seed(1)
+    lead = () if copies is None else (copies,)
+    real, padding = torch.randn(*lead, 6, 4).double() * 3 + 2, torch.zeros(*lead, 10, 4).double()
+    domain = torch.tensor([0, 1, 1, 0, 1, 1])
+    build = {"batch": lambda: BatchNorm(4, copies), "domain": lambda: DomainMoments(4, 2, copies)}
+    cotangent = torch.randn_like(real)
+
+    def run(rows, counted):
+        norm = build[kind]().double()
+        norm.counted = counted
+        x = rows.clone().requires_grad_()
+        of_row = torch.cat([domain, torch.zeros(rows.shape[-2] - 6, dtype=torch.int64)])
+        out = norm(x) if kind == "batch" else norm(x, of_row)
+        out[..., :6, :].backward(cotangent)
+        return out[..., :6, :], x.grad[..., :6, :], norm.running_mean, norm.running_var
+
+    alone = run(real, None)
+    counted = torch.tensor([True] * 6 + [False] * 10)
+    for ours, expected in zip(run(torch.cat([real, padding], -2), counted), alone, strict=True):
+        assert_close(ours, expected, 1e-9)
+    with_padding = run(torch.cat([real, padding], -2), None)
+    assert (with_padding[2] - alone[2]).abs().max() > 0.1
+
+
+def test_a_batch_without_a_row_that_counts_moves_no_moment():
+    norm = BatchNorm(3)
+    norm.counted = torch.zeros(5, dtype=torch.bool)
+    assert torch.isfinite(norm(torch.randn(5, 3))).all()
+    assert not norm.running_mean.any()
+    assert_close(norm.running_var, torch.ones(3), 0)
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
