@@ -1,6 +1,7 @@
 """Entangled tasks recovered: trained on a world whose tasks oppose each other, sets say whose they are.
 
-Everything is real: the world, the loop, the models read back from their checkpoints, the chapter.
+Everything is real: the world, the loop, the models read back from their checkpoints, the chapter. What
+tells the pairs apart here are mostly the lengths of vectors: a network behind them may turn angles to any use.
 """
 
 from __future__ import annotations
