@@ -40,6 +40,7 @@ def _planted(folder: Path) -> Subject:
         weight = head.branches[0].experts.groups[0].interactions[0].weight
         weight.fill_(0.1)
         weight[0] = -5  # of user and item
+        weight[-1] = 50  # of two numeric columns, which do not count
     return subject
 
 
@@ -69,6 +70,7 @@ def test_a_model_whose_weights_found_the_pair_that_says_most(tmp_path: Path) -> 
     assert "`item` 99.8" in text
     assert "what is behind loses it" in text
     assert "the weights of pairs of set only, expert 0, FieldWeighted correlate" in text
+    assert "the sizes of what pairs add by" in text
     json.dumps([[plot.traces, plot.layout] for plot in chapter.plots], allow_nan=False)
 
 

@@ -149,15 +149,13 @@ def _told(found: Discriminability, is_one_of_many: bool) -> Iterator[str]:
         yield f"{which}the logits know {_listed(logits)} of what there is to know of the labels{before}."
     yield from (which + each for each in _wasted(found))
     for pairs in found.pairs.best()[:1]:
-        said = [
-            f"{norms:.2f} for `{task}`"
-            for task, (norms, _) in zip(found.tasks, pairs.correlations(), strict=True)
-            if norms is not None
-        ]
-        if said:
+        both = list(zip(found.tasks, pairs.correlations(), strict=True))
+        weights = [f"{norms:.2f} for `{task}`" for task, (norms, _) in both if norms is not None]
+        sizes = [f"{size:.2f} for `{task}`" for task, (_, size) in both if size is not None]
+        if weights and sizes:
             yield (
                 f"{which}the weights of pairs of {pairs.blocks.name} correlate with what pairs say by "
-                f"{_listed(said)}."
+                f"{_listed(weights)}; the sizes of what pairs add by {_listed(sizes)}."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,8 @@ class LearnedPairs:
     Args:
         blocks: its matrices.
         strengths: (N, N) mean size of what a pair adds.
-        informed: (T, N, N) what the same fields say together; NaN where nothing reliable is known.
+        informed: (T, N, N) what the same fields say together; NaN where nothing reliable is known, and of
+            numeric columns, whose weights and strengths depend on the column's unit.
     """
 
     blocks: PairBlocks
@@ -83,10 +85,12 @@ def measure_pairs(subject: Subject, short: str, features: FeatureInformation) ->
     """
     places = {name: at for at, name in enumerate(features.names)}
     blocks = pair_blocks(subject)
+    is_number = torch.tensor([each not in subject.spec.fields for each in features.names])
+    pairs = features.pairs.masked_fill(is_number | is_number.unsqueeze(1), math.nan)
     learned = []
     for each, strengths in zip(blocks, pair_strengths(subject, blocks), strict=True):
         own = torch.tensor([places[name] for name in each.fields])
-        learned.append(LearnedPairs(each, strengths, features.pairs[:, own][:, :, own]))
+        learned.append(LearnedPairs(each, strengths, pairs[:, own][:, :, own]))
     return ModelPairs(subject.name, short, tuple(subject.recipe.task_names), learned)
 
 
@@ -177,8 +181,9 @@ def correlation_plot(models: Sequence[ModelPairs]) -> Plot:
         "1: the interaction gives most weight to the pairs that say most about the label; 0: no relation. "
         "The paper on FwFM found 0.56 for its weights and 0.43 for weights times products. Press a name "
         "to see strengths.",
-        "Pearson's correlation, over pairs of different fields, of their information with the norms of "
-        "their matrices, and with the mean size of what they add to the output (strengths).",
+        "Pearson's correlation, over pairs of different fields that look ids up, of their information with "
+        "the norms of their matrices, and with the mean size of what they add to the output (strengths). "
+        "Numeric columns are left out: what they add depends on their unit.",
         SOURCE,
         traces,
         {
