@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prismrec.analysis.spectra import Spectrum
 from prismrec.config.train import Schedule
 from prismrec.embeddings.collection import PhysicalTable, physical_tables
 from prismrec.embeddings.plan.expand import TablePlace, even_widths, strips
@@ -57,10 +58,12 @@ class Trained:
     Args:
         outputs: by step, the tensors (B, N_m, d_m) of the sets.
         shards: this rank's blocks at the end.
+        spectra: what it says of all ranks' sets then, by `table/set`.
     """
 
     outputs: list[list[Tensor]] = field(default_factory=list)
     shards: list[LocalShard] = field(default_factory=list)
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
 
 
 def places(
@@ -151,6 +154,7 @@ def train_case(case: Case) -> Trained:
     """
     import torch.distributed as dist
 
+    from prismrec.analysis.table_spectra import table_spectra
     from prismrec.embeddings.access import initialize, local_shards
     from prismrec.embeddings.collection import SetViews, build_collection
     from prismrec.embeddings.communication import make_codecs
@@ -187,6 +191,7 @@ def train_case(case: Case) -> Trained:
         (loss * world).backward()  # TorchRec takes the mean over the ranks
         optimizers.step()
     result.shards = local_shards(sharded.dmp, spec, rank, states)
+    result.spectra = table_spectra(result.shards, spec)
     return result
 
 
