@@ -73,7 +73,19 @@
     }
     root.dataset.shown = chosen.hash.slice(1);
   }
-  addEventListener("hashchange", () => { show(location.hash.slice(1)); scrollTo(0, 0); });
+  function go(key) {
+    show(key);
+    scrollTo(0, 0);
+  }
+  for (const name of ["hashchange", "popstate"]) addEventListener(name, () => go(location.hash.slice(1)));
+  for (const link of document.querySelectorAll('a[href^="#"]')) {
+    // In the frame of another page, following a link to a part of this one may not be allowed.
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      try { history.pushState(null, "", link.hash); } catch { /* no address to keep it in */ }
+      go(link.hash.slice(1));
+    });
+  }
   document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
