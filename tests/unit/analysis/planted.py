@@ -21,9 +21,9 @@ FLAT = torch.linalg.qr(torch.randn(ROWS, WIDTH, generator=torch.Generator().manu
 
 @dataclass(frozen=True)
 class Planted:
-    """What tests need of a subject with two tables, `flat` and `sunk`, in two sets, `a` and `b`.
+    """What tests need of a subject with tables, such as `flat` and `sunk`, in two sets, `a` and `b`.
 
-    In set `a` the table `sunk` has rank 3, its first three directions alike; everything else is flat.
+    In set `a` the last table has rank 3, its three directions alike; everything else is flat.
     """
 
     subject: Subject
@@ -31,8 +31,8 @@ class Planted:
     looked_up: dict[str, list[int]]
 
 
-def planted(name: str = "planted", tables: tuple[str, str] = ("flat", "sunk")) -> Planted:
-    """Such a subject; its sample looks row 0 up nine times and row 1 once in both fields."""
+def planted(name: str = "planted", tables: tuple[str, ...] = ("flat", "sunk")) -> Planted:
+    """Such a subject; its sample looks row 0 up nine times and row 1 once in every field."""
     recipe = from_dict(
         {
             "name": "planted",
@@ -50,7 +50,7 @@ def planted(name: str = "planted", tables: tuple[str, str] = ("flat", "sunk")) -
     sunk[:, RANK:] = 0
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(9)))[0]
     vectors = {(table, each): FLAT for table in tables for each in ("a", "b")}
-    vectors[tables[1], "a"] = sunk @ turn
+    vectors[tables[-1], "a"] = sunk @ turn
     looked_up = {each: [0] * 9 + [1] for each in tables}
 
     def samples() -> Iterator[Sample]:
@@ -61,7 +61,7 @@ def planted(name: str = "planted", tables: tuple[str, str] = ("flat", "sunk")) -
                 torch.stack([vectors[table, each][part] for table in tables], 1)
                 for each in ("a", "b")
             ]
-            linear = torch.zeros(len(part), 2, 1)
+            linear = torch.zeros(len(part), len(tables), 1)
             inputs = Inputs(sets=sets, linear=linear, dense=torch.zeros(len(part), 0))
             yield Sample(inputs, torch.ones(len(part), 1), fields)
 

@@ -104,3 +104,15 @@ def test_layers_have_the_spectrum_of_what_they_make_of_the_sample(chapter: Chapt
         expected = spectrum(vectors[world.looked_up["flat"]])
         assert row["RankMe"] == pytest.approx(expected.rank_me, rel=1e-4)
         assert row["width"] == 2 * WIDTH
+
+
+def test_partners_are_told_where_there_are_fields_enough() -> None:
+    world = planted(tables=("f0", "f1", "f2", "f3", "f4", "low"))
+    chapter = collapse_chapter([world.subject], _silent)
+    (of_a,) = [each for each in chapter.summary if each.startswith("planted, set a")]
+    # five fields of full rank and one of rank 3 behind matrices near the identity
+    assert float(of_a.split("in pairs by ")[1][:4]) > 0.99
+    plot = next(p for p in chapter.plots if p.title.startswith("Sums over pairs of planted, set a"))
+    for name, own, row_sum, _ in plot.numbers.rows:
+        assert own == pytest.approx(RANK if name == "low" else WIDTH, abs=1e-3)
+        assert (row_sum < 5 * RANK + 1) is (name == "low")

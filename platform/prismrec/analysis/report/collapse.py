@@ -10,7 +10,7 @@ from typing import Any
 from prismrec.analysis.collapse import MIN_ROWS
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
 from prismrec.analysis.report.layer_collapse import layer_plot, layer_spectra
-from prismrec.analysis.report.pair_collapse import pair_plots
+from prismrec.analysis.report.pair_collapse import pair_findings
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.analysis.subject_spectra import Measured, by_rows, by_samples, looked_up
 
@@ -77,9 +77,11 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
             [each.name for each in subjects], [layer_spectra(s, progress) for s in subjects]
         ),
     ]
-    for each, found in zip(subjects, spectra, strict=True):
-        plots += pair_plots(each, found.tables)
     told = [sentence for each in spectra for sentence in _told(each, len(spectra) > 1)]
+    for each, found in zip(subjects, spectra, strict=True):
+        more, of_pairs = pair_findings(each, found.tables)
+        plots += more
+        told += of_pairs
     return Chapter("collapse", "Dimensional collapse", _compared(spectra) + told, plots)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prismrec.analysis.pair_blocks import PairBlocks, pair_blocks
@@ -12,16 +13,21 @@ from prismrec.analysis.report.chapter import Cell, Numbers, Plot
 from prismrec.analysis.spectra import PairAbundance, pair_abundance_of_grams
 from prismrec.analysis.subject import Subject
 from prismrec.analysis.subject_spectra import Measured
+from prismrec.models.interactions import BiInteraction
 
 MOST_FIELDS = 30
 """Fields of a heat map, those of most rows."""
+FEWEST_FIELDS = 5
+"""Fewer fields tell no correlation."""
 MOST_EXPERTS = 4
 """Experts of a model that get plots, the first ones."""
 PAPER = "Guo et al., On the Embedding Collapse when Scaling up Recommendation Models, ICML 2024, section 4"
 
 
-def pair_plots(subject: Subject, tables: Sequence[Measured]) -> list[Plot]:
-    """IA(E_i -> E_j) of the model's interactions of pairs, and its sums over partners and sources.
+def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Plot], list[str]]:
+    """IA(E_i -> E_j) of the model's interactions of pairs, its sums over partners and sources, and words.
+
+    An FM is left out: its pairs meet as they are, so that every E_i -> E_j is E_i.
 
     Args:
         subject: the model.
@@ -29,7 +35,9 @@ def pair_plots(subject: Subject, tables: Sequence[Measured]) -> list[Plot]:
     """
     by_place = {(each.name, each.set_name): each for each in tables}
     plots: list[Plot] = []
-    for blocks in pair_blocks(subject)[:MOST_EXPERTS]:
+    told: list[str] = []
+    weighed = [each for each in pair_blocks(subject) if each.kind != BiInteraction.__name__]
+    for blocks in weighed[:MOST_EXPERTS]:
         measured = {
             name: by_place[subject.spec.table_of(name).name, blocks.set_name]
             for name in blocks.fields
@@ -41,7 +49,25 @@ def pair_plots(subject: Subject, tables: Sequence[Measured]) -> list[Plot]:
             abundance = pair_abundance_of_grams(grams, blocks.by_names())
             own = {name: measured[name].spectrum.information_abundance for name in ordered}
             plots += [_heat_map(subject, blocks, abundance), _sums(subject, blocks, abundance, own)]
-    return plots
+            told += _followed(subject, blocks, abundance, own)
+    return plots, told
+
+
+def _followed(
+    subject: Subject, blocks: PairBlocks, abundance: PairAbundance, own: dict[str, float]
+) -> list[str]:
+    """How far sums over pairs go with the fields' own abundance, where there are fields enough."""
+    if len(own) < FEWEST_FIELDS:
+        return []
+    alone = torch.tensor([own[name] for name in abundance.fields], dtype=torch.float64)
+    rows, columns = (
+        float(torch.corrcoef(torch.stack([alone, sums]))[0, 1])
+        for sums in (abundance.of_sources(), abundance.of_partners())
+    )
+    return [
+        f"{subject.name}, {blocks.name}: over fields, a field's own abundance correlates with that of its "
+        f"vectors in pairs by {rows:.2f}, and with that of its partners' vectors by {columns:.2f}."
+    ]
 
 
 def _heat_map(subject: Subject, blocks: PairBlocks, abundance: PairAbundance) -> Plot:
