@@ -57,7 +57,7 @@ def test_nothing_is_chosen_on_the_test_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lead", "word"), [(0.0005, "above"), (-0.0005, "within the spread"), (-0.0015, "below")]
+    ("lead", "word"), [(0.0005, "above"), (-0.0005, "within the spread"), (-0.0025, "below")]
 )
 def test_the_verdict_weighs_the_difference_by_the_spread(lead: float, word: str) -> None:
     assert verdict(_complete(lead), "fm") == word
@@ -66,8 +66,8 @@ def test_the_verdict_weighs_the_difference_by_the_spread(lead: float, word: str)
 def test_the_page_has_means_spreads_and_every_trial() -> None:
     facts = dict.fromkeys(("commit", "processor", "cores", "memory_gib", "python"), "x")
     machine = {**facts, "flags": [], "versions": {}}
-    text = page({"command": "python -m it", "machine": machine, "runs": _complete(-0.0015)})
-    assert "| fm | 0.9005 ± 0.0010 | 0.9020 ± 0.0010 | 0.2500 ± 0.0000 | " in text
+    text = page({"command": "python -m it", "machine": machine, "runs": _complete(-0.0025)})
+    assert "| fm | 0.9005 ± 0.0016 | 0.9030 ± 0.0016 | 0.2500 ± 0.0000 | " in text
     assert "| dcnv2 | FuxiCTR | 0.001: 0.9400 | 0.003: **0.9500** | 0.01: 0.9400 | 5 |" in text
 
 
