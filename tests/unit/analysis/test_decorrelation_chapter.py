@@ -77,7 +77,34 @@ def test_experts_that_one_task_alone_sees() -> None:
     rows = [row for row in chapter.plots[-1].numbers.rows if row[0] == "ple, layer 1"]
     assert [row[2] for row in rows[:3]] == ["only 1 (like)", "only 2 (finish)", "only 3"]
     assert [row[3] == 0 for row in rows[:6]] == [False, True, False, True, False, False]
-    assert sum(f"of at most {math.log(2):.2f} nats" in each for each in chapter.summary) == 4
+    gated = [each for each in chapter.summary if "gives most" in each or "about alike" in each]
+    assert len(gated) == 5
+    of_tasks = [each for each in gated if "shared stream gives" not in each]
+    assert all(f"of at most {math.log(2):.2f} nats" in e or "the 2 experts" in e for e in of_tasks)
+
+
+def test_gates_that_choose_nothing_and_readers_that_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decorrelation, "MOST_READERS", 1)
+    monkeypatch.setattr(decorrelation, "MOST_TOLD", 1)
+    subject = make_subject("mixed", MMOE, TASKS, ROWS)
+    with torch.no_grad():
+        for name, parameter in subject.model.named_parameters():
+            if ".gate.scores" in name:
+                parameter.zero_()
+                if name.endswith("bias"):  # like: alike; finish: its third expert
+                    parameter.copy_(torch.tensor([0.0, 0, 0, 0, 0, 3]))
+    chapter = decorrelation_chapter([subject], Told())
+    (told,) = [each for each in chapter.summary if "experts that" in each or "gives" in each]
+    assert told.startswith("mixed: finish gives most to expert `only 3`, 0.91; entropy 0.")
+    (trace,) = chapter.plots[-1].traces
+    assert trace["y"] == ["like"]
+    assert chapter.plots[-1].layout["annotations"][0]["text"] == "mixed, the first 1 of 2"
+    assert len(chapter.plots[-1].numbers.rows) == 6
+    monkeypatch.setattr(decorrelation, "MOST_TOLD", 2)
+    told = decorrelation_chapter([subject], Told()).summary[-1]
+    assert told == "mixed: like takes the 3 experts that it sees about alike."
 
 
 def test_experts_that_say_the_same_and_units_that_never_fire() -> None:

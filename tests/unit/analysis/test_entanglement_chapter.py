@@ -327,3 +327,18 @@ def test_names_on_axes_are_short_and_differ() -> None:
     long = ("out/first run/checkpoints/step-120", "out/second run/checkpoints/step-120")
     assert named(*long) == [(0, "1: first run"), (1, "2: second run")]
     assert named("models:/clicks_and_likes/3") == [(0, "clicks_and_like…")]
+
+
+def test_several_losses_that_do_not_reach_a_set() -> None:
+    sets = [{"name": name, "dim": 4} for name in ("one", "two", "three", "all")]
+    subject = make_subject("stem", STEM, ["like", "finish", "buy"], ROWS, sets=sets)
+    chapter = entanglement_chapter([subject], FIELDS, Told())
+    assert (
+        "stem: the losses of like and buy have no gradient at all in set `two`, exactly 0 on every row."
+        in chapter.summary
+    )
+    rows = [row for row in plot_of(chapter, COSINES).numbers.rows if row[1:3] == ("all", "all")]
+    assert [row[3:5] for row in rows] == [("like", "finish"), ("like", "buy"), ("finish", "buy")]
+    assert all(row[5] is not None for row in rows)
+    traces = plot_of(chapter, COSINES).traces
+    assert [trace["name"] for trace in traces] == ["like × finish", "like × buy", "finish × buy"]

@@ -166,10 +166,10 @@ def _summary(pairs: Sequence[_Pair]) -> Iterator[str]:
             f"{how}, cosine {cosine:.2f}{told}."
         )
     for (short, of_set), tasks in apart.items():
-        yield (
-            f"{short}: the loss of {' and '.join(tasks)} has no gradient at all in set `{of_set}`, "
-            "exactly 0 on every row."
-        )
+        whose = f"loss of {tasks[0]} has"
+        if len(tasks) > 1:
+            whose = f"losses of {', '.join(tasks[:-1])} and {tasks[-1]} have"
+        yield f"{short}: the {whose} no gradient at all in set `{of_set}`, exactly 0 on every row."
 
 
 def _numbers(pairs: Sequence[_Pair]) -> Numbers:

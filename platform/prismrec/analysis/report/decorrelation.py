@@ -25,6 +25,10 @@ from prismrec.models.assembly import split_sets
 
 ROWS = 50_000
 """Rows that experts are run over, the first ones."""
+MOST_READERS, MOST_TOLD = 30, 4
+"""Readers of a layer whose gates are drawn, and those that sentences are about; the table has all."""
+EVEN = 0.99
+"""Share of the most possible entropy from which on a gate is said to choose nothing."""
 
 _SHARED = "shared stream"
 _MOE = (
@@ -182,15 +186,30 @@ def _summary(layer: _Layer) -> Iterator[str]:
             f"{layer.label}: {flat[worst]} of {layer.moments.widths[worst]} columns of expert "
             f"`{names[worst]}` never vary; {sum(flat)} of {sum(layer.moments.widths)} of all experts."
         )
-    gates = layer.found.gates
+    yield from _gate_sentences(layer)
+
+
+def _gate_sentences(layer: _Layer) -> Iterator[str]:
+    """What the readers that choose most take."""
+    gates, names = layer.found.gates, layer.experts
     if gates is None:
         return
-    for reader, shares, entropy in zip(layer.readers, gates.shares, gates.entropy, strict=True):
-        most = int(shares.argmax())
-        told = f"{layer.label}: {reader} gives most to expert `{names[most]}`, {shares[most]:.2f}"
-        if not math.isnan(float(entropy)):
-            told += f"; entropy {float(entropy):.2f} of at most {math.log(int((shares > 0).sum())):.2f} nats"
-        yield f"{told}."
+    told = sorted(
+        range(len(layer.readers)), key=lambda at: (gates.entropy[at].nan_to_num().item(), at)
+    )
+    for at in told[:MOST_TOLD]:
+        shares, entropy = gates.shares[at], float(gates.entropy[at])
+        seen, most = int((shares > 0).sum()), int(shares.argmax())
+        start = f"{layer.label}: {layer.readers[at]}"
+        if math.isnan(entropy):
+            yield f"{start} gives most to expert `{names[most]}`, {shares[most]:.2f}."
+        elif seen > 1 and entropy >= EVEN * math.log(seen):
+            yield f"{start} takes the {seen} experts that it sees about alike."
+        else:
+            yield (
+                f"{start} gives most to expert `{names[most]}`, {shares[most]:.2f}; entropy {entropy:.2f} "
+                f"of at most {math.log(seen):.2f} nats."
+            )
 
 
 def _matrix_numbers(layers: Sequence[_Layer], name: str, matrices: Sequence[Tensor]) -> Numbers:
@@ -311,7 +330,10 @@ def _gates(layers: Sequence[_Layer]) -> Plot:
         gates = layer.found.gates
         assert gates is not None
         shares = gates.shares.tolist()
-        panels.append(heat_panel(layer.label, shares, layer.experts, layer.readers))
+        title, drawn = layer.label, layer.readers[:MOST_READERS]
+        if len(drawn) < len(layer.readers):
+            title += f", the first {len(drawn)} of {len(layer.readers)}"
+        panels.append(heat_panel(title, shares[: len(drawn)], layer.experts, drawn))
         for reader, of_reader, entropy in zip(layer.readers, shares, gates.entropy, strict=True):
             nats = None if math.isnan(float(entropy)) else float(entropy)
             rows += [
