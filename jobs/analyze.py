@@ -85,6 +85,7 @@ def analyze(request: Request, progress: Progress) -> dict[str, Any]:
     """
     started = time.perf_counter()
     wanted = _wanted(request.chapters)
+    _check_models(request.models)
     opened_all = opened_subjects(
         request.models, request.data, request.split, request.rows, request.uri
     )
@@ -112,10 +113,11 @@ def paired_fields(subject: Subject, wanted: tuple[str | None, str | None]) -> tu
     """The fields of the user and of the item, those wanted or the likely ones.
 
     The user is the recipe's group, the item the field of one id in each row with the most rows in its
-    table; without a group the user is the next field of that kind.
+    table; without a group the user is the next field of that kind. Where there are none, any fields: the
+    chapter says what it misses.
 
     Raises:
-        UserError: the model has no such field.
+        UserError: the model has no field that is wanted.
     """
     spec, user, item = subject.spec, *wanted
     for option, name in (("--user", user), ("--item", item)):
@@ -131,12 +133,13 @@ def paired_fields(subject: Subject, wanted: tuple[str | None, str | None]) -> tu
     user = user or next(
         (name for name in [group, *single] if name in single and name != item), None
     )
-    if user is None or item is None:
-        raise UserError(
-            f"{subject.name} has no two fields of one id in each row; name them with --user and --item, or "
-            "leave the chapter 'entanglement' out"
-        )
-    return user, item
+    return user or spec.fields[0], item or spec.fields[-1]
+
+
+def _check_models(models: Sequence[str]) -> None:
+    twice = next((each for each in models if models.count(each) > 1), None)
+    if twice is not None:
+        raise UserError(f"'{twice}' is given twice; name each model once")
 
 
 def _wanted(chapters: Sequence[str]) -> list[str]:
@@ -164,9 +167,15 @@ def _described(opened: Sequence[OpenedSubject], request: Request) -> tuple[list[
 
 
 def _write(report: Report, out: Path) -> Path:
-    """The page and, beside it, the numbers of every plot as CSV; the page is whole or not there."""
+    """The page and, beside it, the numbers of every plot as CSV; the page is whole or not there.
+
+    Numbers of an earlier report in the same directory go.
+    """
     numbers = out / "numbers"
     numbers.mkdir(parents=True, exist_ok=True)
+    for old in numbers.glob("*.csv"):
+        if old.name.partition("-")[0] in CHAPTERS:
+            old.unlink()
     for chapter in report.chapters:
         for plot in chapter.plots:
             with (numbers / csv_name(chapter, plot)).open("w", newline="") as file:

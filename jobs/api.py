@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prismrec.config import Recipe
 from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 from prismrec.data.semantic.fit import Fit
+from prismrec.jobs.analyze import Request
+from prismrec.jobs.analyze import analyze as analyze_models
 from prismrec.jobs.evaluate import evaluate_model, predict_data
 from prismrec.jobs.plan import Machines, plan_recipe
 from prismrec.jobs.semantic_ids import make_semantic_ids
@@ -72,6 +75,39 @@ def predict(
         tracking_uri: where the registry is.
     """
     return predict_data(model, str(data), Path(out), tracking_uri, _silent)
+
+
+def analyze(
+    models: str | Sequence[str],
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str = "test",
+    chapters: Sequence[str] = (),
+    tracking_uri: str = DEFAULT_URI,
+) -> dict[str, Any]:
+    """Write the report on trained models: the document of `prismrec analyze --json`.
+
+    Args:
+        models: one or several, as for `evaluate`.
+        data: a data set with the columns and labels of every model.
+        out: directory for `report.html` and its numbers.
+        split: `train`, `valid` or `test` of each model's recipe, or `all`; its first 50,000 rows.
+        chapters: those wanted, `prismrec.jobs.analyze.CHAPTERS`; all if not given.
+        tracking_uri: where the registry is.
+    """
+    request = Request(
+        models=(models,) if isinstance(models, str) else tuple(models),
+        data=str(data),
+        out=Path(out),
+        split=split,
+        rows=50_000,
+        chapters=tuple(chapters),
+        fields=(None, None),
+        target=None,
+        uri=tracking_uri,
+    )
+    return analyze_models(request, lambda title, done, total: None)
 
 
 def semantic_ids(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prismrec.config import ConfigError, Recipe, UserError, load
-    from prismrec.jobs.api import evaluate, plan, predict, semantic_ids, train
+    from prismrec.jobs.api import analyze, evaluate, plan, predict, semantic_ids, train
     from prismrec.jobs.plan import Machines
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ _HOMES = {
     "Recipe": "prismrec.config",
     "UserError": "prismrec.config",
     "load": "prismrec.config",
+    "analyze": "prismrec.jobs.api",
     "evaluate": "prismrec.jobs.api",
     "plan": "prismrec.jobs.api",
     "predict": "prismrec.jobs.api",
@@ -34,6 +35,7 @@ __all__ = [
     "Machines",
     "Recipe",
     "UserError",
+    "analyze",
     "evaluate",
     "load",
     "plan",

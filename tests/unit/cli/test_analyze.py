@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+import prismrec
 from prismrec.config.train import TrackingSection
+from prismrec.jobs.analyze import CHAPTERS
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
 from tests.unit.cli.test_models import TAGS, run
@@ -90,7 +92,13 @@ def test_without_json_the_findings_are_printed(
 ) -> None:
     uri, data, _ = world
     options = ("--data", data, "--split", "all", "--tracking-uri", uri, "--chapter", "collapse")
+    stale = tmp_path / "report" / "numbers" / "collapse-of-another-model.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("old")
+    stale.with_name("mine.csv").write_text("not of a report")
     assert run("analyze", "models:/ctr/2", *options, "--out", tmp_path / "report") == 0
+    assert not stale.exists()
+    assert stale.with_name("mine.csv").exists()
     captured = capsys.readouterr()
     assert captured.out == "no table has 64 rows, too few to speak of collapse.\n"
     assert "report.html in" in captured.err
@@ -100,6 +108,11 @@ def test_without_json_the_findings_are_printed(
     ("changes", "message"),
     [
         (("--chapter", "collaps"), "--chapter: there is no 'collaps'; there are collapse, "),
+        (("models:/ctr/2",), "'models:/ctr/2' is given twice"),
+        (
+            ("--user", "item", "--item", "goods"),
+            "--item: models:/ctr/2 has no field 'goods'; it has",
+        ),
         (("--split", "test"), "has no split 'test'; use --split all"),
     ],
 )
@@ -115,3 +128,14 @@ def test_what_cannot_be_done_leaves_nothing_behind(
     assert run("analyze", "models:/ctr/2", *options, "--split", "all", *changes) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_the_same_from_python(world: tuple[str, Path, str], tmp_path: Path) -> None:
+    uri, data, _ = world
+    found = prismrec.analyze(
+        "models:/ctr/2", data, tmp_path / "report", split="all", tracking_uri=uri
+    )
+    assert set(found["chapters"]) == set(CHAPTERS)
+    assert Path(found["report"]).exists()
+    assert found["rows"] == {"models:/ctr/2": ROWS}
+    assert any("one task" in each for each in found["chapters"]["entanglement"]["missing"])

@@ -21,6 +21,9 @@ MOST_TOLD = 5
 MOST_SHOWN = 200
 """Rows of a plot's numbers that the page shows; the file to save has all of them."""
 
+_LONGEST_NAME = 160
+"""Letters of a file's name before its ending: many file systems end at 255 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -73,7 +76,7 @@ def csv_name(chapter: Chapter, plot: Plot) -> str:
     'collapse-ia-e-i-e-j-set-a.csv'
     """
     words = "".join(letter if letter.isalnum() else " " for letter in plot.title.lower()).split()
-    return "-".join([chapter.key, *words]) + ".csv"
+    return "-".join([chapter.key, *words])[:_LONGEST_NAME] + ".csv"
 
 
 def _prose(text: str) -> str:
