@@ -10,6 +10,7 @@ import torch
 
 from prismrec.config import from_dict, load
 from prismrec.config.load import dump
+from prismrec.data.adapters import movielens
 from prismrec.data.schema import DataSchema
 from prismrec.data.world import write_world
 from prismrec.embeddings.collection import physical_tables
@@ -36,10 +37,23 @@ def kuairand_rows(place: Path) -> DataSchema:
     return write_small_kuairand(place / "kuairand")
 
 
+def movielens_rows(place: Path) -> DataSchema:
+    """Schema that the adapter gives MovieLens-1M, here of two ratings."""
+    files = {
+        "ratings": "1::10::5::978300760\n2::20::3::978302109\n",
+        "users": "1::F::1::10::48067\n2::M::56::16::70072\n",
+        "movies": "10::Toy Story (1995)::Animation|Comedy\n20::Heat (1995)::Crime\n",
+    }
+    for name, text in files.items():
+        (place / f"{name}.dat").write_text(text)
+    return movielens.prepare(place, place / "movielens")
+
+
 SCHEMAS: dict[str, Callable[[Path], DataSchema]] = {
     "out/demo/data": world,
     "out/world": world,
     "out/kuairand": kuairand_rows,
+    "out/movielens": movielens_rows,
 }
 """What makes the schema of a recipe's `data.path`."""
 
