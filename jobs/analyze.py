@@ -85,13 +85,14 @@ def analyze(request: Request, progress: Progress) -> dict[str, Any]:
     """
     started = time.perf_counter()
     wanted = _wanted(request.chapters)
-    _check_models(request.models)
+    _check_names(request.models)
     opened_all = opened_subjects(
         request.models, request.data, request.split, request.rows, request.uri
     )
     with opened_all as opened:
         subjects = [each.subject for each in opened]
-        chapters = [CHAPTERS[key](subjects, request, progress) for key in wanted]
+        _check_names([each.name for each in subjects])
+        chapters = _chapters(wanted, subjects, request, progress)
         report = Report("What training did", *_described(opened, request), chapters)
         path = _write(report, request.out)
         runs = sorted({each.run for each in opened if each.run is not None})
@@ -107,6 +108,26 @@ def analyze(request: Request, progress: Progress) -> dict[str, Any]:
             for each in chapters
         },
     }
+
+
+def _chapters(
+    wanted: Sequence[str], subjects: Sequence[Subject], request: Request, progress: Progress
+) -> list[Chapter]:
+    """The chapters; what one of several cannot do for a reason of the user's stands in its place.
+
+    Raises:
+        UserError: there is no chapter but such ones.
+    """
+    found, refused = [], []
+    for key in wanted:
+        try:
+            found.append(CHAPTERS[key](subjects, request, progress))
+        except UserError as error:
+            refused.append(error)
+            found.append(Chapter(key, key.capitalize(), (), (), (error.message,)))
+    if len(refused) == len(wanted):
+        raise refused[0]
+    return found
 
 
 def paired_fields(subject: Subject, wanted: tuple[str | None, str | None]) -> tuple[str, str]:
@@ -133,10 +154,17 @@ def paired_fields(subject: Subject, wanted: tuple[str | None, str | None]) -> tu
     user = user or next(
         (name for name in [group, *single] if name in single and name != item), None
     )
-    return user or spec.fields[0], item or spec.fields[-1]
+    user = user or next(name for name in (*spec.fields, None) if name != item)
+    item = item or next(name for name in (*reversed(spec.fields), None) if name != user)
+    if user is None or item is None or user == item:
+        raise UserError(
+            f"{subject.name} has no two fields whose vectors could be held against each other; name "
+            "them with --user and --item"
+        )
+    return user, item
 
 
-def _check_models(models: Sequence[str]) -> None:
+def _check_names(models: Sequence[str]) -> None:
     twice = next((each for each in models if models.count(each) > 1), None)
     if twice is not None:
         raise UserError(f"'{twice}' is given twice; name each model once")

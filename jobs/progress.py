@@ -94,15 +94,10 @@ class _Display:
                 self.progress.console.print(line, markup=False, soft_wrap=True)
         collapsed = values.get("collapse/collapsed_sets", 0.0)
         if collapsed > self._collapsed:
-            shares = {
-                name.removeprefix("collapse/share/"): share
-                for name, share in values.items()
-                if name.startswith("collapse/share/")
-            }
-            lowest = min(shares, key=shares.__getitem__)
+            measured = sum(name.startswith("collapse/share/") for name in values)
             line = (
-                f"step {step}: {collapsed:.0f} of {len(shares)} sets of tables use few of their dimensions "
-                f"(lowest: {lowest}, {shares[lowest]:.0%}); prismrec analyze shows them"
+                f"step {step}: {collapsed:.0f} of {measured} sets of tables use few of their dimensions; "
+                "the run's metrics collapse/share/* tell which"
             )
             self.progress.console.print(line, markup=False, soft_wrap=True)
         self._collapsed = max(self._collapsed, collapsed)

@@ -46,7 +46,8 @@ def work(order: dict[str, Any]) -> None:
         _share_cores(ranks, order.get("threads"))
         tracker = _tracker(order, files, ranks)
         try:
-            probe = CollapseProbe(below) if (below := recipe.evaluate.collapse_below) else None
+            below = recipe.evaluate.collapse_below
+            probe = CollapseProbe(below, device=ranks.device) if below else None
             session = Session(ranks, files, tracker, _attempt(order, ranks), probe)
             with signals_ask(session.stop_files()[1]):
                 outcome = train(recipe, open_data(recipe.data.path), session)

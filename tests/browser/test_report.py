@@ -131,7 +131,7 @@ def test_numbers_are_saved_as_they_are(wide: Opened, tmp_path: Path) -> None:
     with wide.page.expect_download() as waiting:
         wide.page.click("#chapter-hostile button[data-save]")
     file = waiting.value
-    assert file.suggested_filename == "hostile-a-plot-of-script-window-stolen-1-script.csv"
+    assert file.suggested_filename == "hostile-1-a-plot-of-script-window-stolen-1-script.csv"
     file.save_as(tmp_path / "numbers.csv")
     text = (tmp_path / "numbers.csv").read_text(encoding="utf-8")
     rows = list(csv.reader(io.StringIO(text, newline="")))

@@ -125,3 +125,20 @@ def test_untrained_rows_would_hide_a_collapse(caplog):
     assert blind["collapse/collapsed_sets"] == 0
     few = CollapseProbe(warn_below=0.3, min_rows=101)([shard], spec, step=7)
     assert few["collapse/collapsed_sets"] == 0
+
+
+def test_numbers_that_are_not_finite_are_named_and_end_nothing(caplog):
+    from prismrec.analysis.collapse import CollapseProbe
+    from prismrec.embeddings.shards import LocalShard
+
+    weight = torch.randn(100, WIDE)
+    weight[7, 2] = torch.nan
+    spec = make_spec()
+    spec = replace(spec, sets=spec.sets[:1], tables=(replace(spec.tables[0], rows=100),))
+    shard = LocalShard("user", "wide", 100, WIDE, 0, 0, weight, {})
+    metrics = CollapseProbe(0.2)([shard], spec, step=3)
+    assert metrics == {"collapse/not_finite_sets": 1.0, "collapse/collapsed_sets": 0.0}
+    (warning,) = caplog.records
+    assert warning.getMessage() == (
+        "step 3: sets of tables hold numbers that are not finite (table/set): user/wide"
+    )

@@ -135,8 +135,8 @@ def _read(
     def hook(at: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def keep(module: nn.Module, given: tuple[Any, ...], gave: Any) -> None:
             tap, stack = taps[at], taps[at].take(given, gave)
-            if stack is None:
-                return
+            if stack is None or stack.shape[1] != len(inputs.dense):
+                return  # one vector for each behaviour, say, is not one for each row
             rows = tap.rows(calls[at], len(stack))
             calls[at] += 1
             for row, vectors in zip(rows, stack, strict=True):

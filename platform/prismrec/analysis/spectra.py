@@ -48,6 +48,11 @@ class Spectrum:
         return not len(self.sigma) or float(self.sigma[0]) == 0.0
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every number of the matrix is finite; nothing else is known of one that is not."""
+        return bool(torch.isfinite(self.sigma).all())
+
+    @property
     def information_abundance(self) -> float:
         """Sum of the singular values over the largest: 1 (one direction) to `bound`; 0 of zeros."""
         return 0.0 if self.is_zero else float(self.sigma.sum() / self.sigma[0])
@@ -107,12 +112,14 @@ def gram(matrix: Tensor, row_weights: Tensor | None = None) -> Tensor:
 
 
 def spectrum_of_gram(matrix: Tensor, rows: int) -> Spectrum:
-    """The spectrum of a matrix from its Gram matrix (K, K).
+    """The spectrum of a matrix from its Gram matrix (K, K); all NaN where that is not finite.
 
     Args:
         matrix: A^T A, float64.
         rows: rows of A that are in it.
     """
+    if not bool(torch.isfinite(matrix).all()):
+        return Spectrum(torch.full((len(matrix),), torch.nan, dtype=torch.float64), rows)
     values = torch.linalg.eigvalsh(matrix.double()).flip(0).clamp(min=0).cpu()
     sigma = values.sqrt()
     if len(sigma):

@@ -52,7 +52,10 @@ def _moved(accumulator: Tensor) -> Tensor:
 
 
 def table_spectra(
-    shards: Sequence[LocalShard], spec: EmbeddingSpec, choice: RowChoice | None = None
+    shards: Sequence[LocalShard],
+    spec: EmbeddingSpec,
+    choice: RowChoice | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Spectrum]:
     """The spectrum of every set of every table, by `table/set`, on every rank.
 
@@ -65,6 +68,8 @@ def table_spectra(
         shards: this rank's blocks.
         spec: what the tables are; the same on every rank.
         choice: which rows count; all that were trained if not given.
+        device: where the ranks add up, the same on all of them; that of the first shard if not given,
+            which a rank without shards cannot know.
     """
     choice = choice or RowChoice()
     by_key: dict[str, list[LocalShard]] = {}
@@ -72,7 +77,8 @@ def table_spectra(
         if not shard.is_replica:
             by_key.setdefault(shard.key, []).append(shard)
     keys = [(t, s) for t in spec.tables for s in spec.sets_of(t)]
-    device = shards[0].weight.device if shards else torch.device("cpu")
+    if device is None:
+        device = shards[0].weight.device if shards else torch.device("cpu")
     cut = _cut_by_columns([by_key.get(f"{t.name}/{s.name}", []) for t, s in keys], device)
     found = {}
     for (table, each), is_cut in zip(keys, cut, strict=True):
@@ -93,8 +99,8 @@ def _of_row_blocks(
     message = torch.zeros(dim * dim + 1, dtype=torch.float64, device=device)
     for shard in shards:
         weights = choice.of(shard)
-        message[:-1] += gram(shard.weight, weights).reshape(-1)
-        message[-1] += shard.weight.shape[0] if weights is None else (weights > 0).sum()
+        message[:-1] += gram(shard.weight, weights).reshape(-1).to(device)
+        message[-1] += shard.weight.shape[0] if weights is None else int((weights > 0).sum())
     _sum(message)
     return message[:-1].view(dim, dim), int(message[-1])
 
@@ -118,7 +124,8 @@ def _of_column_blocks(
             block[there, columns] = shard.weight[here].double()
             # Row-wise state differs by block: a row was trained where any of its blocks says so.
             block[there, -1] = torch.maximum(
-                block[there, -1], torch.ones_like(block[there, -1]) if own is None else own[here]
+                block[there, -1],
+                torch.ones_like(block[there, -1]) if own is None else own[here].to(device),
             )
         flags = block[:, -1].clone()
         block[:, -1] = 0

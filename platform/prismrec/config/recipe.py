@@ -374,6 +374,11 @@ def _column_problems(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.data.order == "time" and recipe.features.time is None:
         problems.append("features.time: data.order = 'time' needs the column that holds the time")
+    if recipe.train.schedule.decay == "plateau" and recipe.data.splits.valid is None:
+        problems.append(
+            "data.splits.valid: train.schedule.decay = 'plateau' falls by evaluations on these rows; "
+            "name them"
+        )
     if recipe.calibration is not None and recipe.data.splits.valid is None:
         problems.append("data.splits.valid: [calibration] is fitted on these rows; name them")
     metric, tasks = recipe.evaluate.metric, recipe.task_names

@@ -39,16 +39,9 @@ class Schedule(Section):
 
     @model_validator(mode="after")
     def _heard(self) -> Schedule:
-        is_plateau = self.decay == "plateau"
-        for option, is_read in (
-            ("plateau_factor", is_plateau),
-            ("decay_steps", self.decay in ("linear", "cosine")),
-            ("min_factor", self.decay != "none"),
-        ):
-            if not is_read and getattr(self, option) != Schedule.model_fields[option].default:
-                raise ValueError(
-                    f"{option} changes nothing with decay = '{self.decay}'; leave it out"
-                )
+        option = "decay_steps" if self.decay == "plateau" else "plateau_factor"
+        if getattr(self, option) != Schedule.model_fields[option].default:
+            raise ValueError(f"{option} changes nothing with decay = '{self.decay}'; leave it out")
         return self
 
 

@@ -116,3 +116,15 @@ def test_partners_are_told_where_there_are_fields_enough() -> None:
     for name, own, row_sum, _ in plot.numbers.rows:
         assert own == pytest.approx(RANK if name == "low" else WIDTH, abs=1e-3)
         assert (row_sum < 5 * RANK + 1) is (name == "low")
+
+
+def test_a_table_with_numbers_that_are_not_finite_is_named() -> None:
+    world = planted()
+    broken = world.tables["flat", "b"].clone()
+    broken[5] = torch.nan
+    world.tables["flat", "b"] = broken
+    chapter = collapse_chapter([world.subject], _silent)
+    assert chapter.summary[0] == (
+        "1 sets of tables hold numbers that are not finite: `flat` in set `b`."
+    )
+    assert _row(chapter.plots[0].numbers, "flat", "b")["directions of 99 %"] is None

@@ -168,7 +168,7 @@ def test_the_summary_says_it_in_words(counts: Counts, chapter: Chapter) -> None:
     bits = counts.information()
     own = bits[np.arange(6), np.arange(6)][:5].mean(0)
     assert chapter.summary[0].startswith(
-        "In the data, a newest behaviour of the target's own `category` says "
+        "In all rows of the data set, a newest behaviour of the target's own `category` says "
         f"{own[0]:.4f} bits of `like`, "
     )
     assert f"at position 10 {own[-1] / own[0]:.0%} of that is left" in chapter.summary[0]

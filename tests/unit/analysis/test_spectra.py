@@ -141,3 +141,13 @@ def test_a_common_direction_vanishes_when_centred() -> None:
     samples = torch.tensor([[10.0, 1.0], [10.0, -1.0]])
     assert float(centred_spectrum(samples).sigma[0]) == pytest.approx(math.sqrt(2))
     assert centred_spectrum(samples).information_abundance == pytest.approx(1)
+
+
+def test_of_numbers_that_are_not_finite_nothing_is_known() -> None:
+    matrix = torch.randn(20, 4)
+    matrix[3, 1] = torch.inf
+    found = spectrum_of_gram(gram(matrix), 20)
+    assert not found.is_finite
+    assert not found.is_zero
+    assert math.isnan(found.information_abundance)
+    assert math.isnan(found.rank_me)

@@ -34,6 +34,7 @@ def world(section: TrackingSection, tmp_path: Path) -> tuple[str, Path, str]:
         run_id = tracker.run_id
         bundle = make_world(scale).bundle(tmp_path / str(version))
         Registry(section.uri).register(run_id, bundle, "ctr", {"click/auc": 0.7}, TAGS)
+    Registry(section.uri).promote("models:/ctr/2", "click/auc", force=True)
     raw = random_raw(ROWS, seed=5)
     labels = {
         "clicked": [int(user % 2 == 0) for user in raw["user_id"]],
@@ -76,7 +77,7 @@ def test_two_models_in_one_report_that_their_runs_keep(
     assert Path(kept).read_text(encoding="utf-8") == page
 
     numbers = tmp_path / "report" / "numbers"
-    with (numbers / "collapse-dimensions-that-tables-use.csv").open(newline="") as file:
+    with (numbers / "collapse-1-dimensions-that-tables-use.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     # 5 users, 7 goods and 4 tags in two sets of two models
     assert [(each["name"], each["cardinality"]) for each in rows[:6:2]] == [
@@ -109,8 +110,9 @@ def test_without_json_the_findings_are_printed(
     [
         (("--chapter", "collaps"), "--chapter: there is no 'collaps'; there are collapse, "),
         (("models:/ctr/2",), "'models:/ctr/2' is given twice"),
+        (("models:/ctr@champion",), "'models:/ctr/2' is given twice"),
         (
-            ("--user", "item", "--item", "goods"),
+            ("--chapter", "entanglement", "--user", "item", "--item", "goods"),
             "--item: models:/ctr/2 has no field 'goods'; it has",
         ),
         (("--split", "test"), "has no split 'test'; use --split all"),
@@ -139,3 +141,16 @@ def test_the_same_from_python(world: tuple[str, Path, str], tmp_path: Path) -> N
     assert Path(found["report"]).exists()
     assert found["rows"] == {"models:/ctr/2": ROWS}
     assert any("one task" in each for each in found["chapters"]["entanglement"]["missing"])
+
+
+def test_what_one_chapter_cannot_do_leaves_the_others(
+    world: tuple[str, Path, str], tmp_path: Path, capsys: Captured
+) -> None:
+    uri, data, _ = world
+    options = ("--data", data, "--split", "all", "--tracking-uri", uri, "--json")
+    chosen = ("--chapter", "collapse", "--chapter", "entanglement", "--user", "nobody")
+    assert run("analyze", "models:/ctr/2", *options, *chosen, "--out", tmp_path / "report") == 0
+    chapters = _document(capsys)["chapters"]
+    assert chapters["collapse"]["summary"]
+    (told,) = chapters["entanglement"]["missing"]
+    assert told.startswith("--user: models:/ctr/2 has no field 'nobody'")

@@ -51,7 +51,7 @@ def test_sets_that_collapse_are_told_when_there_are_more_of_them(tmp_path: Path)
             log.log_metrics({"collapse/collapsed_sets": collapsed, **shares}, step)
     first, second = out.getvalue().strip().splitlines()
     assert first == (
-        "step 10: 1 of 2 sets of tables use few of their dimensions (lowest: user/wide, 12%); "
-        "prismrec analyze shows them"
+        "step 10: 1 of 2 sets of tables use few of their dimensions; the run's metrics "
+        "collapse/share/* tell which"
     )
     assert second.startswith("step 20: 2 of 2 sets")

@@ -53,7 +53,6 @@ def test_every_evaluation_that_was_not_the_best_counts_for_the_plateau():
         ({"plateau_factor": 0.5}, "plateau_factor changes nothing with decay = 'none'"),
         ({"decay": "cosine", "plateau_factor": 0.5}, "plateau_factor .* 'cosine'"),
         ({"decay": "plateau", "decay_steps": 5}, "decay_steps .* 'plateau'"),
-        ({"min_factor": 0.5}, "min_factor .* 'none'"),
     ],
 )
 def test_what_a_schedule_would_not_hear_is_refused(options, message):

@@ -62,7 +62,8 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
             "Dimensions that tables use",
             "Dark cells are sets whose vectors lie close to few directions: width there is paid for "
             "and not used. Tables stand by their number of rows; small ones cannot fill a wide set.",
-            "Every row for a known id counts once. " + _ABUNDANCE,
+            "Every row for a known id counts once, also one that training never met, with the noise that "
+            "it was drawn with, which looks like dimensions. " + _ABUNDANCE,
             [(each.name, each.tables) for each in spectra],
         ),
         _heat_map(
@@ -88,18 +89,46 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
 def _told(spectra: Spectra, is_one_of_many: bool) -> list[str]:
     """What a reader should know of one model, in words."""
     which = f"{spectra.name}: " if is_one_of_many else ""
+    broken = [each for each in spectra.tables if not each.spectrum.is_finite]
+    if not spectra.tables:
+        return [f"{which}there are no vectors to look at, the model has weights of ids alone."]
+    if broken:
+        names = ", ".join(f"`{each.name}` in set `{each.set_name}`" for each in broken[:5])
+        return [f"{which}{len(broken)} sets of tables hold numbers that are not finite: {names}."]
     judged = [each for each in spectra.tables if each.spectrum.rows >= MIN_ROWS]
     collapsed = sorted((e for e in judged if e.share < COLLAPSED_BELOW), key=lambda e: e.share)
     if not judged:
         return [f"{which}no table has {MIN_ROWS} rows, too few to speak of collapse."]
+    by_lookups = _collapsed_lookups(spectra, which)
     if not collapsed:
         lowest = _described(min(judged, key=lambda each: each.share))
-        return [f"{which}no set of a table is collapsed; of the lowest, {lowest}."]
+        return [f"{which}no set of a table is collapsed; of the lowest, {lowest}.", *by_lookups]
     sentences = [
         f"{which}{len(collapsed)} of {len(judged)} sets of tables are collapsed: they use less than "
         f"{COLLAPSED_BELOW:.0%} of the dimensions that they could."
     ]
-    return sentences + [f"{which}{_described(each)}." for each in collapsed[:3]]
+    return sentences + [f"{which}{_described(each)}." for each in collapsed[:3]] + by_lookups
+
+
+def _collapsed_lookups(spectra: Spectra, which: str) -> list[str]:
+    """Fields whose lookups lie in few dimensions: rows that training never met hide that in the table."""
+    low = [
+        each
+        for each in spectra.fields
+        if each.spectrum.rows >= MIN_ROWS and each.share < COLLAPSED_BELOW
+    ]
+    low.sort(key=lambda each: each.share)
+    if not low:
+        return []
+    named = ", ".join(
+        f"`{each.name}` in set `{each.set_name}` {each.spectrum.information_abundance:.1f} of "
+        f"{each.spectrum.bound}"
+        for each in low[:3]
+    )
+    return [
+        f"{which}what is looked up uses less than {COLLAPSED_BELOW:.0%} of its dimensions in {len(low)} sets "
+        f"of fields: {named}."
+    ]
 
 
 def _described(each: Measured) -> str:
@@ -118,7 +147,11 @@ def _compared(spectra: Sequence[Spectra]) -> list[str]:
     """Which model uses more of its dimensions, where there are several."""
     means = []
     for each in spectra:
-        shares = [table.share for table in each.tables if table.spectrum.rows >= MIN_ROWS]
+        shares = [
+            table.share
+            for table in each.tables
+            if table.spectrum.rows >= MIN_ROWS and table.spectrum.is_finite
+        ]
         if shares:
             means.append((sum(shares) / len(shares), each.name))
     if len(means) < 2:
@@ -171,7 +204,7 @@ def _numbers(models: Sequence[tuple[str, list[Measured]]]) -> Numbers:
             *(model, each.name, each.set_name, each.cardinality, each.spectrum.rows, each.width),
             *(each.spectrum.information_abundance, each.share, each.spectrum.rank_me),
             *(each.spectrum.stable_rank, each.spectrum.nuclear_norm),
-            each.spectrum.dimensions(ENERGY),
+            each.spectrum.dimensions(ENERGY) if each.spectrum.is_finite else None,
         )
         for model, found in models
         for each in found

@@ -383,8 +383,8 @@ def _told_of_truth(question: Question, counts: Counts, truth: Floats, is_told: b
     if not is_told:
         fades = "older ones, up to chance, say as much"
     return [
-        f"In the data, a newest behaviour of the target's own `{question.target}` says {own[0]:.4f} bits of "
-        f"`{question.label}`, {_times(ratio)} what one of another category says; {fades}."
+        f"In all rows of the data set, a newest behaviour of the target's own `{question.target}` says "
+        f"{own[0]:.4f} bits of `{question.label}`, {_times(ratio)} what one of another category says; {fades}."
     ]
 
 

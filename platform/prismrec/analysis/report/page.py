@@ -68,15 +68,17 @@ def page(report: Report) -> str:
 
 
 def csv_name(chapter: Chapter, plot: Plot) -> str:
-    """The file name of a plot's numbers.
+    """The file name of a plot's numbers, of its own in the report.
 
     >>> from prismrec.analysis.report.chapter import Numbers
     >>> plot = Plot("IA(E_i -> E_j), set a", "", "", "", (), {}, Numbers((), ()))
-    >>> csv_name(Chapter("collapse", "Collapse", (), ()), plot)
-    'collapse-ia-e-i-e-j-set-a.csv'
+    >>> csv_name(Chapter("collapse", "Collapse", (), [plot]), plot)
+    'collapse-1-ia-e-i-e-j-set-a.csv'
     """
-    words = "".join(letter if letter.isalnum() else " " for letter in plot.title.lower()).split()
-    return "-".join([chapter.key, *words])[:_LONGEST_NAME] + ".csv"
+    place = next(number for number, each in enumerate(chapter.plots, 1) if each is plot)
+    letters = (each if each.isascii() and each.isalnum() else " " for each in plot.title.lower())
+    words = "".join(letters).split()
+    return "-".join([chapter.key, str(place), *words])[:_LONGEST_NAME] + ".csv"
 
 
 def _prose(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from prismrec.analysis.report.chapter import Cell, Numbers, Plot
 from prismrec.analysis.spectra import PairAbundance, pair_abundance_of_grams
 from prismrec.analysis.subject import Subject
 from prismrec.analysis.subject_spectra import Measured
-from prismrec.models.interactions import BiInteraction
+from prismrec.models.interactions import BiInteraction, CrossV1
 
 MOST_FIELDS = 30
 """Fields of a heat map, those of most rows."""
@@ -27,7 +28,8 @@ PAPER = "Guo et al., On the Embedding Collapse when Scaling up Recommendation Mo
 def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Plot], list[str]]:
     """IA(E_i -> E_j) of the model's interactions of pairs, its sums over partners and sources, and words.
 
-    An FM is left out: its pairs meet as they are, so that every E_i -> E_j is E_i.
+    An FM is left out, whose pairs meet as they are, so that every E_i -> E_j is E_i, and so is a DCN of
+    vectors, whose matrices have rank 1 by their form.
 
     Args:
         subject: the model.
@@ -36,7 +38,8 @@ def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Pl
     by_place = {(each.name, each.set_name): each for each in tables}
     plots: list[Plot] = []
     told: list[str] = []
-    weighed = [each for each in pair_blocks(subject) if each.kind != BiInteraction.__name__]
+    trivial = (BiInteraction.__name__, CrossV1.__name__)
+    weighed = [each for each in pair_blocks(subject) if each.kind not in trivial]
     for blocks in weighed[:MOST_EXPERTS]:
         measured = {
             name: by_place[subject.spec.table_of(name).name, blocks.set_name]
@@ -64,6 +67,8 @@ def _followed(
         float(torch.corrcoef(torch.stack([alone, sums]))[0, 1])
         for sums in (abundance.of_sources(), abundance.of_partners())
     )
+    if not math.isfinite(rows + columns):
+        return []
     return [
         f"{subject.name}, {blocks.name}: over fields, a field's own abundance correlates with that of its "
         f"vectors in pairs by {rows:.2f}, and with that of its partners' vectors by {columns:.2f}."
