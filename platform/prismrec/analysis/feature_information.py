@@ -28,6 +28,7 @@ from prismrec.analysis.information import (
 )
 from prismrec.analysis.layers import layer_rows
 from prismrec.analysis.pair_blocks import PairBlocks
+from prismrec.analysis.pearson import pearson
 from prismrec.analysis.subject import FieldRows, Progress, Subject
 
 MOST_ROWS = 1 << 18
@@ -240,10 +241,5 @@ def pair_correlation(learned: Tensor, informed: Tensor) -> float | None:
     both = (learned + learned.mT) / 2
     upper = torch.ones_like(both, dtype=torch.bool).triu(1)
     known = upper & both.isfinite() & informed.isfinite()
-    x, y = both[known].double(), informed[known].double()
-    if len(x) < 3:
-        return None
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    smallest = 1e-9 * float(both[known].abs().max() * informed[known].abs().max())
-    return float(x @ y) / scale if scale > smallest else None
+    found = pearson(both[known].double().numpy(), informed[known].double().numpy())
+    return found if math.isfinite(found) else None

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prismrec.analysis.gradients import NamedLoss, targets_of
-from prismrec.analysis.subject import Progress, Sample, Subject
+from prismrec.analysis.passes import first_rows
+from prismrec.analysis.subject import Progress, Subject
 from prismrec.models.batch_norm import BatchNorm
 from prismrec.models.domains import DomainScale
 from prismrec.models.layers import LayerNorm
@@ -82,7 +83,7 @@ def landscape(
     """
     if chosen.points < 3 or chosen.points % 2 == 0:
         raise ValueError(f"a slice needs an odd number of points, 3 or more, got {chosen.points}")
-    samples = first_rows(subject, chosen.rows)
+    samples = list(first_rows(subject, chosen.rows, "rows for the loss landscape", progress))
     labels = torch.cat([each.labels for each in samples])
     targets, decoder = targets_of(labels), build_decoder(subject.recipe)
     weights = {name: each.detach() for name, each in subject.model.named_parameters()}
@@ -104,16 +105,6 @@ def landscape(
                     grids[each.name][a, b] = float(total) / labels.shape[1]
             progress(f"{subject.name}: loss landscape", a + 1, chosen.points)
     return Landscape(offsets, grids, len(labels))
-
-
-def first_rows(subject: Subject, rows: int) -> list[Sample]:
-    """Whole batches of the sample, until they have so many rows."""
-    kept: list[Sample] = []
-    for sample in subject.samples():
-        if sum(len(each.labels) for each in kept) >= rows:
-            break
-        kept.append(sample)
-    return kept
 
 
 def directions(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

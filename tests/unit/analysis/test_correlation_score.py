@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismrec.analysis.correlation import min_max, pearson, score, spearman, tells_apart
+from prismrec.analysis.correlation import min_max, score, spearman, tells_apart
+from prismrec.analysis.pearson import pearson
 
 PUBLISHED_TRUTH = [1, 0.48, 0.30, 0.27, 0.23, 0.22, 0.18, 0.19, 0.17, 0.12]
 PUBLISHED_TIN = [1, 0.52, 0.28, 0.15, 0.11, 0.11, 0.09, 0.07, 0.06, 0.05]
@@ -25,12 +26,13 @@ def test_the_row_of_the_published_maps() -> None:
 
 def test_a_row_without_position_scores_nothing() -> None:
     truth = np.array(PUBLISHED_TRUTH)
-    assert pearson(truth, np.full(10, 0.3)) == 0
+    assert pearson(truth, np.full(10, 0.3), of_constant=0.0) == 0
+    assert math.isnan(pearson(truth, np.full(10, 0.3)))
     # Rounding of float32 is no position.
     noise = np.full(10, 0.3, np.float32) * (1 + 1e-7 * np.arange(10, dtype=np.float32))
-    assert pearson(truth, noise) == 0
+    assert pearson(truth, noise, of_constant=0.0) == 0
     assert pearson(truth, 0.3 * (1 + 1e-5 * np.arange(10, 0, -1))) != 0
-    assert pearson(truth, np.zeros(10)) == 0
+    assert pearson(truth, np.zeros(10), of_constant=0.0) == 0
 
 
 def test_unknown_cells_are_left_out() -> None:

@@ -20,7 +20,6 @@ from prismrec.analysis.entanglement import (
     lengths,
     shared_edges,
     shares_of,
-    wasserstein,
 )
 
 A = np.array([5.0, 1, 4, 2, 3])
@@ -104,11 +103,13 @@ def test_no_contradictory_pair_gives_no_number() -> None:
     assert np.isnan([*found.means, *found.medians, found.wasserstein, found.separation]).all()
 
 
-def test_wasserstein_of_samples_of_unequal_size() -> None:
-    first, second = np.array([0.0, 3.0]), np.array([1.0, 2.0, 2.0])
+def test_wasserstein_of_groups_of_unequal_size() -> None:
+    pairs = Contradictions(np.arange(5) < 2, np.arange(5) >= 2)
     # Between 0 and 1: 1/2; between 1 and 2: |1/2 - 1/3|; between 2 and 3: |1/2 - 1|.
-    assert wasserstein(first, second) == pytest.approx(1 / 2 + 1 / 6 + 1 / 2)
-    assert wasserstein(first, first + 4) == pytest.approx(4)
+    found = contrast(np.array([0.0, 3.0, 1.0, 2.0, 2.0]), pairs)
+    assert found.wasserstein == pytest.approx(1 / 2 + 1 / 6 + 1 / 2)
+    apart = Contradictions(np.arange(4) < 2, np.arange(4) >= 2)
+    assert contrast(np.array([0.0, 3.0, 4.0, 7.0]), apart).wasserstein == pytest.approx(4)
 
 
 def test_medians_and_histograms() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from prismrec.analysis.gradients import losses_of, targets_of
-from prismrec.analysis.landscape import Slice, as_long_as, directions, first_rows, landscape
+from prismrec.analysis.landscape import Slice, as_long_as, directions, landscape
+from prismrec.analysis.passes import first_rows
 from prismrec.models.layers import MLP, LayerNorm
 from tests.unit.analysis.subjects import make_subject, quiet
 
@@ -60,16 +61,16 @@ def test_a_grid_is_the_loss_of_the_moved_model(tmp_path: Path) -> None:
     subject = make_subject(tmp_path, batch=16, **MODEL)
     losses, _ = losses_of(subject.recipe)
     before = {name: each.clone() for name, each in subject.model.named_parameters()}
-    done: list[int] = []
+    told: list[tuple[str, int]] = []
     found = landscape(
-        subject, losses, Slice(points=3, span=0.5, rows=20), lambda w, at, of: done.append(at)
+        subject, losses, Slice(points=3, span=0.5, rows=20), lambda w, at, of: told.append((w, at))
     )
     assert found.rows == 32
     assert found.offsets.tolist() == [-0.5, 0, 0.5]
-    assert done == [1, 2, 3]
+    assert [at for what, at in told if what.endswith(": loss landscape")] == [1, 2, 3]
     for name, each in subject.model.named_parameters():
         assert torch.equal(each, before[name])
-    samples = first_rows(subject, 20)
+    samples = list(first_rows(subject, 20, "rows", lambda *_: None))
     targets = targets_of(torch.cat([each.labels for each in samples]))
     first, second = directions(subject.model, 0)
     for a, along in enumerate((-0.5, 0, 0.5)):

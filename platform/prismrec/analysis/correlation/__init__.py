@@ -4,14 +4,13 @@ from prismrec.analysis.correlation.information import (
     PLUG_IN,
     Counts,
     Estimate,
-    Floats,
     min_max,
     mutual_information,
     standard_error,
 )
 from prismrec.analysis.correlation.learned import LearnedMap, learned_map, normalised
 from prismrec.analysis.correlation.retrieval import model_ndcg, retrieval_ndcg
-from prismrec.analysis.correlation.score import Scores, pearson, score, spearman, tells_apart
+from prismrec.analysis.correlation.score import Scores, score, spearman, tells_apart
 from prismrec.analysis.correlation.tables import table_map
 from prismrec.analysis.correlation.truth import Question, count_behaviours, question_of
 
@@ -19,7 +18,6 @@ __all__ = [
     "PLUG_IN",
     "Counts",
     "Estimate",
-    "Floats",
     "LearnedMap",
     "Question",
     "Scores",
@@ -29,7 +27,6 @@ __all__ = [
     "model_ndcg",
     "mutual_information",
     "normalised",
-    "pearson",
     "question_of",
     "retrieval_ndcg",
     "score",

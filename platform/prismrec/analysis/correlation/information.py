@@ -16,10 +16,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from prismrec.analysis.information import mutual_information as plug_in
+from prismrec.train.metrics.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,11 @@ def mutual_information(with_behaviour: Ints, rows: Ints, estimate: Estimate = PL
     counted = with_behaviour.astype(np.float64)
     if estimate.eps is not None:
         counted = np.where(counted == 0, estimate.eps, counted)
-    cells = np.stack([rows - counted, counted], -2)  # (..., X, Y)
-    of_x, of_y = cells.sum(-1, keepdims=True), cells.sum(-2, keepdims=True)
-    total = of_x.sum(-2, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = cells * total / (of_x * of_y)
-        terms = np.where(cells > 0, cells / total * np.log2(ratio), 0.0)
-    bits = np.maximum(terms.sum((-2, -1)), 0.0)
+    cells = np.stack([rows - counted, counted], -2).clip(min=0)  # (..., X, Y)
+    nats, by_chance = plug_in(torch.from_numpy(cells))
+    bits = np.where(rows.sum(-1) > 0, nats.numpy() / math.log(2), 0.0)
     if estimate.miller_madow:
-        count = np.maximum(total[..., 0, 0], 1)
-        bits = np.maximum(bits - 1 / (2 * count * math.log(2)), 0.0)
+        bits = np.maximum(bits - by_chance.numpy() / math.log(2), 0.0)
     if estimate.signed:
         # P(Y = 1 | X = 1) - P(Y = 1), multiplied by what is not negative: whole numbers, no rounding.
         bits = bits * np.sign(

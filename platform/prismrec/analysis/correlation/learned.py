@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prismrec.analysis.correlation.information import Floats, Ints
 from prismrec.analysis.correlation.modules import Reader, readers_of, strength
 from prismrec.analysis.correlation.truth import Events, Question, events_of, source_of
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.models.assembly import split_sets
 from prismrec.models.inputs import SequenceInputs
+from prismrec.train.metrics.arrays import Floats, Ints
 
 Of = Literal["categories", "behaviours"]
 DOING = "correlations learned by {}"

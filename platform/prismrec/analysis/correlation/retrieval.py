@@ -14,11 +14,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from prismrec.analysis.correlation.information import Counts, Floats, Ints
+from prismrec.analysis.correlation.information import Counts
 from prismrec.analysis.correlation.learned import only, place_of, readers_of_sequence
 from prismrec.analysis.correlation.modules import strength
 from prismrec.analysis.correlation.truth import Question, events_of
 from prismrec.analysis.subject import Progress, Subject
+from prismrec.train.metrics.arrays import Floats, Ints
 
 Ideal = Literal["at_k", "full"]
 DOING = "behaviours found by {}"

@@ -15,62 +15,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2, rankdata
 
-from prismrec.analysis.correlation.information import Floats
+from prismrec.analysis.pearson import known_in_both, pearson
+from prismrec.train.metrics.arrays import Floats
 
-CONSTANT = 1e-6
-"""Spread of a row over its largest number below which it says nothing of positions."""
-_UPPER = 2.3263478740408408
-"""Above which a standard normal variable is once in a hundred times."""
-FEWEST = 3
-"""Positions that a row is judged on at least; any two points lie on a line."""
-
-
-def pearson(first: Floats, second: Floats) -> float:
-    """Pearson correlation of two maps, -1 to 1, over the cells that both have.
-
-    Returns:
-        0 where either is constant: it says nothing of the other. NaN where fewer than `FEWEST` cells
-        are known in both.
-    """
-    x, y = _known(first, second)
-    if len(x) < FEWEST:
-        return math.nan
-    if _is_constant(x) or _is_constant(y):
-        return 0.0
-    x, y = x - x.mean(), y - y.mean()
-    return float((x @ y) / math.sqrt((x @ x) * (y @ y)))
+CHANCE = 0.01
+"""Share of equal rows that are still said to tell positions apart."""
 
 
 def spearman(first: Floats, second: Floats) -> float:
-    """Pearson correlation of the ranks, equal numbers sharing their mean rank; see `pearson`."""
-    x, y = _known(first, second)
-    return pearson(_ranks(x), _ranks(y))
-
-
-def _known(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    x, y = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
-    known = ~(np.isnan(x) | np.isnan(y))
-    return x[known], y[known]
-
-
-def _is_constant(values: Floats) -> bool:
-    spread = values.max() - values.min()
-    return bool(spread <= CONSTANT * np.abs(values).max())
-
-
-def _ranks(values: Floats) -> Floats:
-    """Mean ranks from 0."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: Floats = np.cumsum(counts) - (counts + 1) / 2
-    return means[place]
+    """Pearson correlation of the ranks, equal numbers sharing their mean rank; 0 where either is constant."""
+    x, y = known_in_both(first, second)
+    return pearson(rankdata(x), rankdata(y), of_constant=0.0)
 
 
 def tells_apart(values: Floats, errors: Floats) -> bool:
     """Whether values differ by more than chance: in less than one row of a hundred whose values are equal.
 
     By the sum of squares about their weighted mean over the squared errors, which is then chi-squared with
-    P - 1 degrees of freedom; its quantile is that of Wilson and Hilferty.
+    P - 1 degrees of freedom.
 
     Args:
         values: (P,).
@@ -80,10 +44,8 @@ def tells_apart(values: Floats, errors: Floats) -> bool:
         return False
     weights = errors**-2.0
     mean = (weights * values).sum() / weights.sum()
-    freedom = len(values) - 1
-    part = 2 / (9 * freedom)
-    quantile = freedom * (1 - part + _UPPER * math.sqrt(part)) ** 3
-    return bool((weights * (values - mean) ** 2).sum() > quantile)
+    squares = (weights * (values - mean) ** 2).sum()
+    return bool(squares > chi2.isf(CHANCE, len(values) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +87,8 @@ def score(truth: Floats, learned: Floats) -> Scores:
     """
     pairs = list(zip(truth, learned, strict=True))
     return Scores(
-        own=np.array([pearson(x[c], y[c]) for c, (x, y) in enumerate(pairs)]),
-        pearson=np.array([pearson(x, y) for x, y in pairs]),
+        own=np.array([pearson(x[c], y[c], of_constant=0.0) for c, (x, y) in enumerate(pairs)]),
+        pearson=np.array([pearson(x, y, of_constant=0.0) for x, y in pairs]),
         spearman=np.array([spearman(x, y) for x, y in pairs]),
     )
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prismrec.analysis.correlation.information import Floats, Ints
 from prismrec.analysis.correlation.learned import (
     LearnedMap,
     Place,
@@ -35,6 +34,7 @@ from prismrec.models import Inputs
 from prismrec.models.assembly import split_sets
 from prismrec.models.sequence import DARE, DIN, TIM
 from prismrec.models.sequence.temporal import Temporal
+from prismrec.train.metrics.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from prismrec.analysis.correlation.information import Counts, Ints
+from prismrec.analysis.correlation.information import Counts
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.config import Recipe, UserError
 from prismrec.config.sequences import SequenceFeature
@@ -26,6 +26,7 @@ from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.lookup import filtered_tables
 from prismrec.data.source import DataSource, open_data
 from prismrec.data.values import ints, label_and_valid, one_array
+from prismrec.train.metrics.arrays import Ints
 
 BATCH = 16_384
 """Rows that are looked at together."""

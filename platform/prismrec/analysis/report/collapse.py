@@ -9,6 +9,7 @@ from typing import Any
 
 from prismrec.analysis.collapse import MIN_ROWS
 from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
+from prismrec.analysis.report.labels import labels_of
 from prismrec.analysis.report.layer_collapse import layer_plot, layer_spectra
 from prismrec.analysis.report.pair_collapse import pair_findings
 from prismrec.analysis.subject import Progress, Subject
@@ -34,19 +35,22 @@ class Spectra:
 
     Args:
         name: the model's.
+        short: what sentences call it.
         tables: all sets of all tables, every row once.
         fields: all sets of all fields, rows as often as the sample looks them up.
     """
 
     name: str
+    short: str
     tables: list[Measured]
     fields: list[Measured]
 
 
-def measure(subject: Subject, progress: Progress) -> Spectra:
+def measure(subject: Subject, short: str, progress: Progress) -> Spectra:
     """The spectra of a model's tables and fields."""
     seen = looked_up(subject, progress)
-    return Spectra(subject.name, by_rows(subject, progress), by_samples(subject, seen, progress))
+    tables, fields = by_rows(subject, progress), by_samples(subject, seen, progress)
+    return Spectra(subject.name, short, tables, fields)
 
 
 def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter:
@@ -56,7 +60,8 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
         subjects: models, all shown side by side.
         progress: told how far it is.
     """
-    spectra = [measure(each, progress) for each in subjects]
+    labels = labels_of(subjects)
+    spectra = [measure(each, labels[each.name].short, progress) for each in subjects]
     plots = [
         _heat_map(
             "Dimensions that tables use",
@@ -74,13 +79,11 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
             [(each.name, each.fields) for each in spectra],
         ),
         _spectrum_lines(spectra),
-        layer_plot(
-            [each.name for each in subjects], [layer_spectra(s, progress) for s in subjects]
-        ),
+        layer_plot(list(labels.items()), [layer_spectra(each, progress) for each in subjects]),
     ]
     told = [sentence for each in spectra for sentence in _told(each, len(spectra) > 1)]
     for each, found in zip(subjects, spectra, strict=True):
-        more, of_pairs = pair_findings(each, found.tables)
+        more, of_pairs = pair_findings(each, found.short, found.tables)
         plots += more
         told += of_pairs
     return Chapter("collapse", "Dimensional collapse", _compared(spectra) + told, plots)
@@ -88,7 +91,7 @@ def collapse_chapter(subjects: Sequence[Subject], progress: Progress) -> Chapter
 
 def _told(spectra: Spectra, is_one_of_many: bool) -> list[str]:
     """What a reader should know of one model, in words."""
-    which = f"{spectra.name}: " if is_one_of_many else ""
+    which = f"{spectra.short}: " if is_one_of_many else ""
     broken = [each for each in spectra.tables if not each.spectrum.is_finite]
     if not spectra.tables:
         return [f"{which}there are no vectors to look at, the model has weights of ids alone."]
@@ -153,7 +156,7 @@ def _compared(spectra: Sequence[Spectra]) -> list[str]:
             if table.spectrum.rows >= MIN_ROWS and table.spectrum.is_finite
         ]
         if shares:
-            means.append((sum(shares) / len(shares), each.name))
+            means.append((sum(shares) / len(shares), each.short))
     if len(means) < 2:
         return []
     means.sort(reverse=True)

@@ -11,7 +11,6 @@ import numpy as np
 
 from prismrec.analysis.correlation import (
     Counts,
-    Floats,
     LearnedMap,
     Question,
     Scores,
@@ -27,6 +26,7 @@ from prismrec.analysis.report.chapter import Cell, Chapter, Numbers, Plot
 from prismrec.analysis.report.labels import Label, labels_of
 from prismrec.analysis.subject import Progress, Subject
 from prismrec.config import UserError
+from prismrec.train.metrics.arrays import Floats
 
 TIN = "Zhou et al., Temporal Interest Network for User Response Prediction, WWW 2024"
 MEAN_OF = 5

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prismrec.analysis.layers import LayerPoint, layer_points, layer_rows
 from prismrec.analysis.report.chapter import Cell, Numbers, Plot
+from prismrec.analysis.report.labels import Label
 from prismrec.analysis.spectra import Spectrum, gram, spectrum_of_gram
 from prismrec.analysis.subject import Progress, Subject
 
@@ -61,17 +62,19 @@ def layer_spectra(subject: Subject, progress: Progress) -> list[LayerSpectrum]:
     ]
 
 
-def layer_plot(names: Sequence[str], models: Sequence[Sequence[LayerSpectrum]]) -> Plot:
+def layer_plot(
+    names: Sequence[tuple[str, Label]], models: Sequence[Sequence[LayerSpectrum]]
+) -> Plot:
     """RankMe of the layers of every model, in one plot."""
     traces: list[dict[str, Any]] = []
-    for at, (name, found) in enumerate(zip(names, models, strict=True)):
+    for (_, label), found in zip(names, models, strict=True):
         shown = found[:MOST_BARS]
         traces.append(
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": name,
-                "model": at,
+                "name": label.short,
+                "model": label.number,
                 "y": [each.point.name for each in shown],
                 "x": [each.share for each in shown],
                 "text": [f"{each.spectrum.rank_me:.1f} of {each.spectrum.bound}" for each in shown],
@@ -83,7 +86,7 @@ def layer_plot(names: Sequence[str], models: Sequence[Sequence[LayerSpectrum]]) 
             *(each.spectrum.rank_me, each.share, each.spectrum.information_abundance),
             *(each.spectrum.stable_rank, each.spectrum.nuclear_norm),
         )
-        for name, found in zip(names, models, strict=True)
+        for (name, _), found in zip(names, models, strict=True)
         for each in found
     ]
     bars = sum(len(trace["y"]) for trace in traces)

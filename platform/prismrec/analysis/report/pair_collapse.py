@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from prismrec.analysis.pair_blocks import PairBlocks, pair_blocks
+from prismrec.analysis.pearson import pearson
 from prismrec.analysis.report.chapter import Cell, Numbers, Plot
 from prismrec.analysis.spectra import PairAbundance, pair_abundance_of_grams
 from prismrec.analysis.subject import Subject
@@ -25,7 +26,9 @@ MOST_EXPERTS = 4
 PAPER = "Guo et al., On the Embedding Collapse when Scaling up Recommendation Models, ICML 2024, section 4"
 
 
-def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Plot], list[str]]:
+def pair_findings(
+    subject: Subject, short: str, tables: Sequence[Measured]
+) -> tuple[list[Plot], list[str]]:
     """IA(E_i -> E_j) of the model's interactions of pairs, its sums over partners and sources, and words.
 
     An FM is left out, whose pairs meet as they are, so that every E_i -> E_j is E_i, and so is a DCN of
@@ -33,6 +36,7 @@ def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Pl
 
     Args:
         subject: the model.
+        short: what titles and sentences call it.
         tables: its tables as measured by rows.
     """
     by_place = {(each.name, each.set_name): each for each in tables}
@@ -51,31 +55,30 @@ def pair_findings(subject: Subject, tables: Sequence[Measured]) -> tuple[list[Pl
             grams = {name: measured[name].gram for name in ordered}
             abundance = pair_abundance_of_grams(grams, blocks.by_names())
             own = {name: measured[name].spectrum.information_abundance for name in ordered}
-            plots += [_heat_map(subject, blocks, abundance), _sums(subject, blocks, abundance, own)]
-            told += _followed(subject, blocks, abundance, own)
+            plots += [_heat_map(short, blocks, abundance), _sums(short, blocks, abundance, own)]
+            told += _followed(short, blocks, abundance, own)
     return plots, told
 
 
 def _followed(
-    subject: Subject, blocks: PairBlocks, abundance: PairAbundance, own: dict[str, float]
+    short: str, blocks: PairBlocks, abundance: PairAbundance, own: dict[str, float]
 ) -> list[str]:
     """How far sums over pairs go with the fields' own abundance, where there are fields enough."""
     if len(own) < FEWEST_FIELDS:
         return []
-    alone = torch.tensor([own[name] for name in abundance.fields], dtype=torch.float64)
+    alone = np.array([own[name] for name in abundance.fields])
     rows, columns = (
-        float(torch.corrcoef(torch.stack([alone, sums]))[0, 1])
-        for sums in (abundance.of_sources(), abundance.of_partners())
+        pearson(alone, sums.numpy()) for sums in (abundance.of_sources(), abundance.of_partners())
     )
     if not math.isfinite(rows + columns):
         return []
     return [
-        f"{subject.name}, {blocks.name}: over fields, a field's own abundance correlates with that of its "
+        f"{short}, {blocks.name}: over fields, a field's own abundance correlates with that of its "
         f"vectors in pairs by {rows:.2f}, and with that of its partners' vectors by {columns:.2f}."
     ]
 
 
-def _heat_map(subject: Subject, blocks: PairBlocks, abundance: PairAbundance) -> Plot:
+def _heat_map(short: str, blocks: PairBlocks, abundance: PairAbundance) -> Plot:
     names = list(abundance.fields)
     trace = {
         "type": "heatmap",
@@ -96,7 +99,7 @@ def _heat_map(subject: Subject, blocks: PairBlocks, abundance: PairAbundance) ->
         for j, partner in enumerate(names)
     ]
     return Plot(
-        f"Sub-embeddings of {subject.name}, {blocks.name}",
+        f"Sub-embeddings of {short}, {blocks.name}",
         "A dark column is a field that collapses whatever meets it; a dark row is a field that is "
         "collapsed itself. Fields stand by their number of rows.",
         "Information abundance of E_i M_{i->j}: the vectors of field i, each row once, behind the matrix "
@@ -108,9 +111,7 @@ def _heat_map(subject: Subject, blocks: PairBlocks, abundance: PairAbundance) ->
     )
 
 
-def _sums(
-    subject: Subject, blocks: PairBlocks, abundance: PairAbundance, own: dict[str, float]
-) -> Plot:
+def _sums(short: str, blocks: PairBlocks, abundance: PairAbundance, own: dict[str, float]) -> Plot:
     names = list(abundance.fields)
     sums: list[tuple[str, Tensor]] = [
         ("as the field (row sums)", abundance.of_sources()),
@@ -135,7 +136,7 @@ def _sums(
     }
     of_source, of_partner = (values.tolist() for _, values in sums)
     return Plot(
-        f"Sums over pairs of {subject.name}, {blocks.name}",
+        f"Sums over pairs of {short}, {blocks.name}",
         "Row sums follow a field's own abundance. Where column sums follow it too, partners of low "
         "abundance have pulled down what meets them, though no formula forces that.",
         "Sums of IA(E_i -> E_j) over j for each i, and over i for each j.",
