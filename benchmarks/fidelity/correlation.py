@@ -13,7 +13,6 @@ from benchmarks.fidelity.command import main
 from benchmarks.fidelity.histories import READ
 from benchmarks.fidelity.study import Column, Panel, Study, Variant, World
 from prismrec.analysis.correlation import (
-    Floats,
     LearnedMap,
     count_behaviours,
     learned_map,
@@ -23,6 +22,7 @@ from prismrec.analysis.correlation import (
 )
 from prismrec.config import Recipe
 from prismrec.jobs.subjects import opened_subjects
+from prismrec.train.metrics.arrays import Floats
 
 ROWS = 400_000
 MOST = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prismrec.config import Recipe, load
 from prismrec.data.schema import DataSchema
 from prismrec.data.world import write_world
+from prismrec.jobs.analyze import CHAPTERS, Request, analyze
 from prismrec.jobs.systems import SYSTEMS, sizes
 from tests.helpers.runs import Start, Trained, alone, train_on
 from tests.recipes.codes import drawn_codes
@@ -122,3 +124,28 @@ def test_thirty_steps_train(runs: Runs, folder: str, name: str) -> None:
     _check(runs, folder, name, steps=30, tolerance=2e-2)
     losses = runs.of(folder, 1, 30)[name].losses
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_can_be_looked_at(runs: Runs, folder: str, name: str, tmp_path: Path) -> None:
+    runs.of(folder, 1, 5)
+    request = Request(
+        models=(str(runs.place / folder / "1-5" / name),),
+        data=str(runs.place / folder / "data"),
+        out=tmp_path,
+        split="all",
+        rows=1000,
+        chapters=(),
+        fields=(None, None),
+        target=None,
+        uri=f"sqlite:///{tmp_path}/none.db",
+    )
+    document = analyze(request, lambda *_: None)
+    assert list(document["chapters"]) == list(CHAPTERS)
+    for key, chapter in document["chapters"].items():
+        assert chapter["summary"] or chapter["missing"], key
+        for sentence in (*chapter["summary"], *chapter["missing"]):
+            assert not re.search(r"\b(nan|inf|None)\b", sentence), sentence

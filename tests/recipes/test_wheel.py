@@ -19,7 +19,7 @@ def test_wheel_holds_every_module_and_the_package_data(wheel: Path) -> None:
     }
     jobs = package_roots()["prismrec.jobs"]
     expected |= {f"prismrec/jobs/{path.relative_to(jobs)}" for path in jobs.rglob("*.toml")}
-    expected |= {"prismrec/py.typed"}
+    expected.add("prismrec/py.typed")
     expected |= {f"prismrec/analysis/report/page.{kind}" for kind in ("html", "css", "js")}
     shipped = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert shipped == expected
