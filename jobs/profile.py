@@ -23,7 +23,7 @@ from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked, threads_per_process
 from prismrec.data.encode.copies import with_absolute_paths
 from prismrec.data.ledger import Ledger
-from prismrec.data.source import DataSource, open_data
+from prismrec.data.source import DataSource, open_recipe_data
 from prismrec.jobs.launch import run_locally
 from prismrec.jobs.train import check_before_start
 from prismrec.models import spec_of
@@ -200,7 +200,7 @@ def profile_rank(order: dict[str, Any]) -> None:
         processes = max(1, ranks.local_world_size)
         torch.set_num_threads(threads_per_process(processes, order["threads"]))
         try:
-            measured = _measure(recipe, open_data(recipe.data.path), ranks, order["steps"], files)
+            measured = _measure(recipe, open_recipe_data(recipe), ranks, order["steps"], files)
         except UserError as error:
             files.write_error(order["attempt"], error)
             raise

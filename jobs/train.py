@@ -19,7 +19,7 @@ from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.encode.copies import with_absolute_paths
-from prismrec.data.source import DataSource, open_data
+from prismrec.data.source import DataSource, open_recipe_data
 from prismrec.embeddings.communication import check_communication
 from prismrec.embeddings.optimizers import check_optimizers
 from prismrec.embeddings.plan import Placement, check_ways, choose_layouts
@@ -52,6 +52,7 @@ class Result:
         stopped_by: "patience" if that ended it early, or "".
         unknown_ids: by feature, ids of training rows that no row of the table stands for.
         tracking: URI of the tracking server, without a password.
+        skipped: row groups and files that could not be decoded.
     """
 
     files: RunFiles
@@ -62,6 +63,7 @@ class Result:
     stopped_by: str
     unknown_ids: dict[str, int]
     tracking: str
+    skipped: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `train --json` prints."""
@@ -76,6 +78,7 @@ class Result:
             "directory": str(self.files.directory),
             "unknown_ids": self.unknown_ids,
             "tracking": self.tracking,
+            "skipped": self.skipped,
         }
 
 
@@ -164,6 +167,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         outcome["stopped_by"],
         outcome["unknown_ids"],
         without_password(tracker.uri),
+        outcome["skipped"],
     )
 
 
@@ -234,7 +238,7 @@ def check_before_start(recipe: Recipe) -> DataSource:
     Raises:
         UserError: what is wrong.
     """
-    source = open_data(recipe.data.path)
+    source = open_recipe_data(recipe)
     device = resolve_device(recipe.train.device)
     spec, count = spec_of(recipe, source.schema), recipe.workers.count
     check_optimizers(spec, device)

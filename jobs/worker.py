@@ -12,7 +12,7 @@ from prismrec.analysis.collapse import CollapseProbe
 from prismrec.config import UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_per_process
-from prismrec.data.source import open_data
+from prismrec.data.source import open_recipe_data
 from prismrec.train.events import EventLog
 from prismrec.train.interrupts import signals_ask
 from prismrec.train.loop import Outcome, Session, train
@@ -50,7 +50,7 @@ def work(order: dict[str, Any]) -> None:
             probe = CollapseProbe(below, device=ranks.device) if below else None
             session = Session(ranks, files, tracker, _attempt(order, ranks), probe)
             with signals_ask(session.stop_files()[1]):
-                outcome = train(recipe, open_data(recipe.data.path), session)
+                outcome = train(recipe, open_recipe_data(recipe), session)
         except UserError as error:
             files.write_error(order["attempt"], error)
             raise
@@ -68,6 +68,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "examples_per_second": outcome.examples_per_second,
         "stopped_by": outcome.stopped_by,
         "unknown_ids": outcome.unknown_ids,
+        "skipped": outcome.skipped,
     }
 
 

@@ -158,6 +158,10 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
             f"warning: {count:,} ids of '{feature}' in the training rows were missing or outside "
             "its table and took the unknown row"
         )
+    for each in document.get("skipped", []):
+        group = f": row group {each['row_group']}" if "row_group" in each else ""
+        split = f", {each['rows']:,} rows of {each['split']}" if "split" in each else ""
+        output.note(f"warning: passed over {each['file']}{group}{split}: {each['why']}")
     if stopped_by:
         output.note("stopped early: no better metric for evaluate.patience evaluations")
     output.note(f"examples/s  {document['examples_per_second']:,.0f}")

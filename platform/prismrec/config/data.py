@@ -51,6 +51,9 @@ class DataSection(Section):
     """Most row groups one rank may hold decoded; at least the lanes of a rank."""
     prefetch: int = Field(default=4, ge=1)
     """Batches made ahead of the step, per rank."""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """What a row group that cannot be decoded does: `fail` ends the run, `skip` puts as many rows that
+    count for nothing in its place. A file whose end cannot be read is left out as a whole."""
     splits: Splits = Splits()
 
 

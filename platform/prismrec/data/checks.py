@@ -12,11 +12,16 @@ from prismrec.config import UserError
 from prismrec.data.columns import LabelColumn
 from prismrec.data.filters import RowFilter
 from prismrec.data.rows import Ints
+from prismrec.data.skipped import Skipped, attempt
 from prismrec.data.source import DataSource, Span
 
 
 def check_labels(
-    source: DataSource, rows: RowFilter, counts: Ints, labels: Sequence[LabelColumn]
+    source: DataSource,
+    rows: RowFilter,
+    counts: Ints,
+    labels: Sequence[LabelColumn],
+    skipped: Skipped | None = None,
 ) -> None:
     """Refuse a split in which some label is null in every row.
 
@@ -27,14 +32,17 @@ def check_labels(
         UserError: names the label.
     """
     for column in dict.fromkeys(label.column for label in labels):
-        if not _has_label(source, rows, counts, column):
+        if not _has_label(source, (rows, counts), column, skipped):
             raise UserError(
                 f"column '{column}': the label is null in all {int(counts.sum())} rows of the "
                 "split; drop the task or choose other rows"
             )
 
 
-def _has_label(source: DataSource, rows: RowFilter, counts: Ints, column: str) -> bool:
+def _has_label(
+    source: DataSource, split: tuple[RowFilter, Ints], column: str, skipped: Skipped | None
+) -> bool:
+    rows, counts = split
     unsure: list[int] = []
     for group in np.flatnonzero(counts).tolist():
         nulls = _span(source, group, column).nulls
@@ -45,13 +53,16 @@ def _has_label(source: DataSource, rows: RowFilter, counts: Ints, column: str) -
     condition = pc.field(column).is_valid()
     if rows.expression is not None:
         condition = condition & rows.expression
-    return any(_count(source, group, condition) for group in unsure)
+    return any(_count(source, group, condition, skipped) for group in unsure)
 
 
-def _count(source: DataSource, group: int, condition: pc.Expression) -> int:
+def _count(
+    source: DataSource, group: int, condition: pc.Expression, skipped: Skipped | None
+) -> int:
     file = int(source.group_file[group])
     fragment = source.fragments(file)[source.group_index[group]]
-    return int(fragment.scanner(source.arrow(file), filter=condition).count_rows())
+    scanner = fragment.scanner(source.arrow(file), filter=condition)
+    return int(attempt(skipped, source, group, scanner.count_rows) or 0)
 
 
 def _span(source: DataSource, group: int, column: str) -> Span:

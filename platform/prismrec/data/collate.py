@@ -16,6 +16,8 @@ from prismrec.data.order import Part, Tile, tiles
 from prismrec.data.rows import Bag, Floats, Ints, Rows
 
 Counts = NDArray[np.int64]
+Blank = NDArray[np.bool_]
+"""(S, B) which rows of a tile could not be decoded."""
 
 
 class Block:
@@ -39,6 +41,7 @@ class Block:
         self._keys = np.empty((steps, len(columns.keys), batch_rows), np.int64)
         self._weighted = list(columns.weighted)
         floats = dense + 2 * tasks + len(self._weighted)
+        self._row_weights = floats if columns.is_weighed else None
         self._floats = np.empty((steps, floats, batch_rows), np.float32)
         self._weights = np.ones((steps, tasks, batch_rows), np.float32)
         bagged = steps if self._bags else 1  # without bags all steps have the same lengths
@@ -70,13 +73,16 @@ class Block:
         """Copy `rows[span[0]:span[1]]`, whose first row is the stream's row `offset` of this block."""
         first, stop = span
         for tile in tiles(part, offset, stop - first):
+            blank = self._put_weights(rows, span, tile)
             for at, source in enumerate(self._code_places):
-                self._put_ids(at, rows.ints[source][first:stop], tile)
+                self._put_ids(at, rows.ints[source][first:stop], tile, blank)
             for at, column in enumerate(rows.ints[self._num_codes :]):
                 self._keys[tile.steps, at, tile.columns] = tile.shape(column[first:stop])
             self.seen[tile.steps, self._single_places] += tile.high - tile.low
-            for at, values in enumerate(rows.floats):
-                self._put_floats(at, values[first:stop], tile)
+            if blank is not None:
+                self.seen[tile.steps, self._single_places] -= blank.sum(axis=1, keepdims=True)
+            for at, values in enumerate(rows.floats[: self._row_weights]):
+                self._put_floats(at, values[first:stop], tile, blank)
         for at, bag in enumerate(rows.bags):
             self._put_bag(at, bag.copy(first, stop), part, offset)
 
@@ -126,7 +132,15 @@ class Block:
         weights[:, self._weighted] = floats[-len(self._weighted) :].t()
         return weights
 
-    def _put_ids(self, at: int, column: Ints, tile: Tile) -> None:
+    def _put_weights(self, rows: Rows, span: tuple[int, int], tile: Tile) -> Blank | None:
+        """Weights of rows that may have been passed over; which were, None where none was."""
+        if self._row_weights is None:
+            return None
+        weights = tile.shape(rows.floats[self._row_weights][span[0] : span[1]])
+        self._weights[tile.steps, :, tile.columns] = weights[:, None]
+        return weights == 0 if weights.min() == 0 else None
+
+    def _put_ids(self, at: int, column: Ints, tile: Tile, blank: Blank | None) -> None:
         source = tile.shape(column)
         feature, start = self._singles[at], self._starts[at]
         rows, unknown = feature.encoder(source)
@@ -134,11 +148,13 @@ class Block:
         first, stop = (start + width * edge for edge in (tile.columns.start, tile.columns.stop))
         self._ids[tile.steps, first:stop] = rows
         if unknown is not None:
-            place = self._place[feature.feature]
+            place, null = self._place[feature.feature], source == NULL_ID
+            if blank is not None:
+                unknown, null = unknown & ~blank, null & ~blank
             self.unknown[tile.steps, place] += unknown.sum(axis=1)
-            self.null[tile.steps, place] += (source == NULL_ID).sum(axis=1)
+            self.null[tile.steps, place] += null.sum(axis=1)
 
-    def _put_floats(self, at: int, column: Floats, tile: Tile) -> None:
+    def _put_floats(self, at: int, column: Floats, tile: Tile, blank: Blank | None) -> None:
         source = tile.shape(column)
         target = self._floats[tile.steps, at, tile.columns]
         target[...] = source
@@ -147,6 +163,7 @@ class Block:
         ):  # one NaN makes the minimum NaN
             missing = np.isnan(target)
             target[missing] = 0
+            missing = missing if blank is None else missing & ~blank
             self.missing[tile.steps, at] += missing.sum(axis=1)
 
     def _put_bag(self, at: int, bag: Bag, part: Part, offset: int) -> None:

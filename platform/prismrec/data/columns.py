@@ -90,9 +90,9 @@ class ReadColumns:
     Sparse features are in the order of the recipe, then the fields of numbers, then the features of
     managed tables, and after these what a sequence looks up: targets, then by sequence its behaviours
     and intervals. `ints` are the single ids and the codes of numbers, then domain, group and time
-    as far as there are any; `floats` are the dense columns, the labels, the validity of each label
-    and the propensity weights of the labels that have some; `bags` are the bags, those of sequences
-    last.
+    as far as there are any; `floats` are the dense columns, the labels, the validity of each label,
+    the propensity weights of the labels that have some and, where rows may be passed over, their
+    weight, 1 or 0; `bags` are the bags, those of sequences last.
     """
 
     sparse: tuple[IdColumn, ...]
@@ -107,6 +107,8 @@ class ReadColumns:
     is_chain: bool = False
     """Whether a row may have a label only with the one before it."""
     sequences: tuple[SequenceFeature, ...] = ()
+    is_weighed: bool = False
+    """Whether rows have a weight: 0 stands for those that could not be decoded."""
 
     @property
     def singles(self) -> tuple[IdColumn, ...]:
@@ -210,6 +212,7 @@ def read_columns(
         domains_of(recipe, schema),
         recipe.chains_labels,
         features.sequences,
+        recipe.data.on_bad_file == "skip",
     )
 
 

@@ -18,9 +18,10 @@ from prismrec.data.behaviours import read_behaviours
 from prismrec.data.columns import IdColumn, LabelColumn, ReadColumns
 from prismrec.data.encode.encoders import outside
 from prismrec.data.encode.ids import NULL_ID, name_seed, sample_rows
-from prismrec.data.filters import RowFilter, unreadable
+from prismrec.data.filters import RowFilter
 from prismrec.data.propensity import weights_of
 from prismrec.data.rows import Bag, Floats, Ints, Rows
+from prismrec.data.skipped import Skipped, attempt
 from prismrec.data.source import DataSource
 from prismrec.data.values import NO_KEY, floats, ints, label_and_valid, one_array
 
@@ -54,6 +55,7 @@ class Decoder:
         counts: how many of every row group these are.
         seed: of the sampling of negatives.
         ordered_by: time column by which every row group must be sorted, None where none must.
+        skipped: takes row groups that cannot be decoded; None where these are errors.
     """
 
     source: DataSource
@@ -62,9 +64,10 @@ class Decoder:
     counts: Ints
     seed: int
     ordered_by: str | None
+    skipped: Skipped | None = None
 
     def decode(self, group: int) -> Rows:
-        """The filtered rows of a row group.
+        """The filtered rows of a row group; missing values without weight if it is passed over.
 
         Raises:
             UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
@@ -72,17 +75,18 @@ class Decoder:
                 it where that is asked for, or rows are not in the order of time that is asked for.
         """
         sampled = any(label.negative_rate < 1 for label in self.columns.labels)
-        table = self._table(group, self.columns.names, sampled)
-        where = self.source.where(group)
-        if self.ordered_by is not None:
-            _check_sorted(table.column(self.ordered_by), self.ordered_by, where)
+        found = self._table(group, self.columns.names, sampled)
+        table = self._blank(group) if found is None else found
+        if self.ordered_by is not None and found is not None:
+            _check_sorted(table.column(self.ordered_by), self.ordered_by, self.source.where(group))
         arrays = {name: one_array(table.column(name)) for name in table.column_names}
         ids = [self._single(each, arrays, group) for each in self.columns.codes]
         keys = [ints(arrays[name], NO_KEY) for name in self.columns.keys]
         if self.columns.domains is not None:
-            keys[0] = self.columns.domains.known(keys[0], partial(self._where, group))
+            known = self.columns.domains.known
+            keys[0] = 0 * keys[0] if found is None else known(keys[0], partial(self._where, group))
         dense = [self._number(name, arrays) for name in self.columns.dense]
-        numbers = arrays[_ROW].to_numpy() if sampled else None
+        numbers = arrays[_ROW].to_numpy() if sampled and found is not None else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
         if self.columns.is_chain:
             self._check_chain(labels, group)
@@ -90,6 +94,8 @@ class Decoder:
             weights_of(each, arrays[each.column], None if each.by is None else arrays[each.by])
             for each in self.columns.weighted.values()
         ]
+        if self.columns.is_weighed:
+            weights.append(np.full(table.num_rows, found is not None, np.float32))
         return Rows(
             table.num_rows,
             (*ids, *keys),
@@ -101,34 +107,34 @@ class Decoder:
         """Where the filtered rows of a row group lie in the file's row group."""
         if self.counts[group] == self.source.group_rows[group]:
             return np.arange(self.counts[group])
-        numbers = self._table(group, frozenset(), True).column(_ROW)
-        return np.asarray(numbers.to_numpy(), np.int64)
+        table = self._table(group, frozenset(), True)
+        if table is None:
+            return np.arange(self.counts[group])
+        return np.asarray(table.column(_ROW).to_numpy(), np.int64)
 
-    def _table(self, group: int, names: frozenset[str], numbered: bool) -> pa.Table:
+    def _blank(self, group: int) -> pa.Table:
+        """As many rows of missing values as the split has in a row group."""
+        arrow, count = self.source.arrow(int(self.source.group_file[group])), self.counts[group]
+        names = sorted(self.columns.names)
+        return pa.table({name: pa.nulls(int(count), arrow.field(name).type) for name in names})
+
+    def _table(self, group: int, names: frozenset[str], numbered: bool) -> pa.Table | None:
+        """Columns of the filtered rows; None where the row group is passed over."""
         source, where = self.source, self.source.where(group)
         file = int(source.group_file[group])
-        partial = self.counts[group] < source.group_rows[group]
-        wanted = names | self.rows.columns if partial else names
+        is_part = self.counts[group] < source.group_rows[group]
+        wanted = names | self.rows.columns if is_part else names
         constants = source.files[file].constants
-        try:
-            fragment = ds.ParquetFileFormat().make_fragment(
-                source.file_path(file),
-                source.filesystem,
-                row_groups=[int(source.group_index[group])],
-            )
-            table = fragment.to_table(
-                columns=sorted(wanted - constants.keys()),
-                batch_size=_ONE_BATCH,
-                memory_pool=_decode_pool(),
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(where, error) from None
+        columns = sorted(wanted - constants.keys())
+        table = attempt(self.skipped, source, group, partial(self._read, group, columns))
+        if table is None:
+            return None
         for name in sorted(wanted & constants.keys()):
             value = pa.scalar(constants[name], source.partition_types[name])
             table = table.append_column(name, pa.repeat(value, int(source.group_rows[group])))
         if numbered:
             table = table.append_column(_ROW, pa.array(np.arange(source.group_rows[group])))
-        if partial:
+        if is_part:
             table = table.filter(self.rows.expression)
         if table.num_rows != self.counts[group]:
             raise UserError(
@@ -136,6 +142,16 @@ class Decoder:
                 "they were counted; the file was changed, start the run again"
             )
         return table
+
+    def _read(self, group: int, columns: list[str]) -> pa.Table:
+        """Columns of a row group as they stand in the file."""
+        source = self.source
+        fragment = ds.ParquetFileFormat().make_fragment(
+            source.file_path(int(source.group_file[group])),
+            source.filesystem,
+            row_groups=[int(source.group_index[group])],
+        )
+        return fragment.to_table(columns=columns, batch_size=_ONE_BATCH, memory_pool=_decode_pool())
 
     def _number(self, name: str, arrays: dict[str, pa.Array]) -> Floats:
         scaler = self.columns.scalers.get(name)

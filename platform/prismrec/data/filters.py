@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prismrec.config import UserError, nearest
+from prismrec.data.skipped import Skipped, attempt
 from prismrec.data.source import DataSource
 
 Ints = NDArray[np.int64]
@@ -63,11 +64,19 @@ def row_filter(conditions: Sequence[str], source: DataSource, where: str) -> Row
     return RowFilter(tuple(conditions), frozenset(columns), expression)
 
 
-def count_rows(source: DataSource, rows: RowFilter) -> Ints:
+def count_rows(source: DataSource, rows: RowFilter, skipped: Skipped | None = None) -> Ints:
     """Rows of every row group that pass, remembered between runs by fingerprint and filter.
+
+    A row group that is passed over counts with all of its rows; counts with such are not
+    remembered.
 
     Row groups whose statistics settle the question are not decoded. The memory lies in
     `$XDG_CACHE_HOME/prismrec/counts` (`~/.cache` where that is not set).
+
+    Args:
+        source: the data set.
+        rows: the filter.
+        skipped: takes row groups that cannot be decoded; None where these are errors.
 
     Raises:
         UserError: a row group cannot be decoded.
@@ -77,32 +86,33 @@ def count_rows(source: DataSource, rows: RowFilter) -> Ints:
     cache = _cache_file(source, rows)
     counts = _load(cache, source)
     if counts is None:
-        counts = count_matching(source, rows.expression)
-        _store(cache, counts)
+        counts = count_matching(source, rows.expression, skipped)
+        if skipped is None or not skipped.groups(counts):
+            _store(cache, counts)
     return counts
 
 
-def count_matching(source: DataSource, expression: pc.Expression) -> Ints:
-    """Rows of every row group for which `expression` holds."""
+def count_matching(
+    source: DataSource, expression: pc.Expression, skipped: Skipped | None = None
+) -> Ints:
+    """Rows of every row group for which `expression` holds; all of one that is passed over.
+
+    Raises:
+        UserError: a row group cannot be decoded, and `skipped` is None.
+    """
+    first = np.searchsorted(source.group_file, np.arange(len(source.files)))
 
     def of_file(file: int) -> list[int]:
         counts = []
-        for group, fragment in enumerate(source.fragments(file)):
-            try:
-                counts.append(fragment.scanner(source.arrow(file), filter=expression).count_rows())
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(f"{source.files[file].name}: row group {group}", error) from None
+        for group, fragment in enumerate(source.fragments(file), int(first[file])):
+            scanner = fragment.scanner(source.arrow(file), filter=expression)
+            count = attempt(skipped, source, group, scanner.count_rows)
+            counts.append(int(source.group_rows[group]) if count is None else int(count))
         return counts
 
     with ThreadPoolExecutor(4) as pool:
         per_file = list(pool.map(of_file, range(len(source.files))))
     return np.array([count for counts in per_file for count in counts], np.int64)
-
-
-def unreadable(where: str, error: Exception) -> UserError:
-    """The error for a row group that Arrow cannot decode."""
-    first = "".join(c for c in str(error).splitlines()[0] if c.isprintable())
-    return UserError(f"{where}: cannot be decoded ({first}); write the file again or remove it")
 
 
 def _parse(text: str, source: DataSource, where: str) -> tuple[str, pc.Expression]:

@@ -7,6 +7,8 @@ from typing import Any
 
 Range = tuple[int, int]
 
+_SKIPPED = "skipped"
+
 
 class Ledger:
     """Rows consumed, for every epoch and lane, as merged ranges [start, stop) of positions.
@@ -17,6 +19,22 @@ class Ledger:
 
     def __init__(self) -> None:
         self._epochs: dict[int, list[list[Range]]] = {}
+        self._skipped: dict[tuple[str, int], int] = {}
+
+    def skip(self, file: str, row_group: int, rows: int) -> None:
+        """Record that a row group cannot be decoded: its positions were passed, its rows count for nothing.
+
+        Args:
+            file: its path under the data directory.
+            row_group: number of the row group in the file.
+            rows: positions that stand for it in every epoch.
+        """
+        self._skipped[file, row_group] = rows
+
+    @property
+    def skipped(self) -> dict[tuple[str, int], int]:
+        """Rows that count for nothing, by file and row group."""
+        return dict(self._skipped)
 
     def add(self, epoch: int, before: Sequence[int], after: Sequence[int]) -> None:
         """Record that every lane went from its offset in `before` to that in `after`.
@@ -50,17 +68,28 @@ class Ledger:
         return sum(stop - start for ranges in lanes for start, stop in ranges)
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger as JSON values."""
-        return {
+        """The ledger as JSON values: ranges by epoch, and under `skipped` what cannot be decoded."""
+        epochs: dict[str, Any] = {
             str(epoch): [[list(pair) for pair in ranges] for ranges in lanes]
             for epoch, lanes in sorted(self._epochs.items())
         }
+        if not self._skipped:
+            return epochs
+        skipped = [
+            {"file": file, "row_group": group, "rows": rows}
+            for (file, group), rows in sorted(self._skipped.items())
+        ]
+        return epochs | {_SKIPPED: skipped}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:
         """The ledger that `to_json` gave."""
         ledger = cls()
+        for each in value.get(_SKIPPED, []):
+            ledger.skip(each["file"], each["row_group"], each["rows"])
         for epoch, lanes in value.items():
+            if epoch == _SKIPPED:
+                continue
             ledger._epochs[int(epoch)] = [
                 [(int(start), int(stop)) for start, stop in ranges] for ranges in lanes
             ]

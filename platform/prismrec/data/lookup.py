@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,10 @@ import pyarrow.compute as pc
 from prismrec.config import Recipe
 from prismrec.data.encode.encoders import Encoder
 from prismrec.data.encode.ids import NULL_ID
-from prismrec.data.filters import row_filter, unreadable
+from prismrec.data.filters import row_filter
 from prismrec.data.lanes import Share
 from prismrec.data.rows import Ints
+from prismrec.data.skipped import Skipped, attempt, unreadable
 from prismrec.data.source import DataSource
 
 
@@ -34,15 +36,22 @@ def id_frequency(
     chosen = next(each for each in recipe.features.sparse if each.name == feature)
     rows = row_filter(recipe.data.splits.train, source, "data.splits.train")
     counts = np.zeros(encoder.rows.total, np.int64)
+    skipped = Skipped(source) if recipe.data.on_bad_file == "skip" else None
     groups = range(share.rank, len(source.group_rows), share.world_size)
     fragments = {
         file: source.fragments(file) for file in {int(source.group_file[g]) for g in groups}
     }
     for group in groups:
         file = int(source.group_file[group])
-        table = fragments[file][source.group_index[group]].to_table(
-            columns=[chosen.source], filter=rows.expression, schema=source.arrow(file)
+        read = partial(
+            fragments[file][source.group_index[group]].to_table,
+            columns=[chosen.source],
+            filter=rows.expression,
+            schema=source.arrow(file),
         )
+        table = attempt(skipped, source, group, read)
+        if table is None:
+            continue
         ids = pc.fill_null(table.column(0).cast(pa.int64()), NULL_ID).to_numpy()
         found, _ = encoder(ids)
         counts += np.bincount(found, minlength=len(counts))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from prismrec.data.encode.ids import NULL_ID
 from prismrec.data.filters import row_filter
 from prismrec.data.lanes import Share
 from prismrec.data.rows import Floats, Ints
+from prismrec.data.skipped import Skipped, attempt
 from prismrec.data.source import DataSource
 from prismrec.data.values import floats, ints, one_array
 
@@ -107,12 +109,19 @@ def exposure_sums(
     check_columns(source, section)
     rows = row_filter(recipe.data.splits.train, source, "data.splits.train")
     sums = ExposureSums.of([])
+    skipped = Skipped(source) if recipe.data.on_bad_file == "skip" else None
     for group in range(share.rank, len(source.group_rows), share.world_size):
         file = int(source.group_file[group])
         fragment = source.fragments(file)[source.group_index[group]]
-        table = fragment.to_table(
-            columns=list(section.columns), filter=rows.expression, schema=source.arrow(file)
+        read = partial(
+            fragment.to_table,
+            columns=list(section.columns),
+            filter=rows.expression,
+            schema=source.arrow(file),
         )
+        table = attempt(skipped, source, group, read)
+        if table is None:
+            continue
         column, by = (one_array(table.column(name)) for name in section.columns)
         values, place = np.unique(ints(by, NULL_ID), return_inverse=True)
         seen = exposures(section, column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 
@@ -21,6 +22,7 @@ from prismrec.data.groups import DecodedGroups
 from prismrec.data.lanes import ALONE, Lanes, ReaderState, Share
 from prismrec.data.order import Part, Shuffle, Stream, cut
 from prismrec.data.rows import Ints
+from prismrec.data.skipped import Skipped, SkippedGroup
 from prismrec.data.source import DataSource
 
 _CHUNK_ROWS = 8192
@@ -61,16 +63,19 @@ class Reader:
         self.columns = read_columns(recipe, source, encoders, training)
         """What is decoded, and as what."""
         rows = _split(recipe, split, source)
-        self._counts = count_rows(source, rows)
+        self._skipped = Skipped(source) if self.columns.is_weighed else None
+        self._counts = count_rows(source, rows, self._skipped)
         self._kind = recipe.data.order if training else "file"
         self.lanes = self._cut_lanes(split)
         """The lanes of the split, those of other ranks included."""
         self._owned = self._own(share)
-        check_labels(source, rows, self._counts, self.columns.labels)
+        check_labels(source, rows, self._counts, self.columns.labels, self._skipped)
         dealt = self.lanes.dealt
         time = self.columns.time if dealt else None
         self._order = time_order(source, self._counts, time) if time else _file_order(self._counts)
-        self._decoder = Decoder(source, self.columns, rows, self._counts, self._seed, time)
+        self._decoder = Decoder(
+            source, self.columns, rows, self._counts, self._seed, time, self._skipped
+        )
         self._source = source
         self.unknown_ids = {each.feature: 0 for each in self.columns.sparse}
         """By feature, ids of this rank's batches so far that have no row of their own."""
@@ -87,6 +92,17 @@ class Reader:
     def num_rows(self) -> int:
         """Rows of the split, on all ranks."""
         return self.lanes.num_rows
+
+    @property
+    def skipped(self) -> list[SkippedGroup]:
+        """Row groups of this rank's batches so far, and of those made ahead, that cannot be decoded."""
+        return [] if self._skipped is None else self._skipped.groups(self._counts)
+
+    @property
+    def digest(self) -> str:
+        """Equal where the same rows lie in the same lanes: 16 hexadecimal digits."""
+        text = self._source.fingerprint.encode() + self._counts.astype("<i8").tobytes()
+        return hashlib.sha256(text).hexdigest()[:16]
 
     @property
     def num_steps(self) -> int:

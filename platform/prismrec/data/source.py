@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from prismrec.config import UserError
+from prismrec.config import Recipe, UserError
 from prismrec.data.schema import FILE_NAME, DataSchema
+
+_log = logging.getLogger(__name__)
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _OPEN_FILES = 8
@@ -75,6 +78,7 @@ class DataSource:
         files: sorted by name.
         partition_types: Arrow type of every column that directories give.
         fingerprint: SHA-256 over names, sizes, row counts, types and `schema.json`.
+        left_out: why, by name, for files that cannot be opened and were asked to be left out.
     """
 
     path: str
@@ -84,6 +88,7 @@ class DataSource:
     files: tuple[DataFile, ...]
     partition_types: dict[str, pa.DataType]
     fingerprint: str
+    left_out: dict[str, str] = field(default_factory=dict)
     group_file: NDArray[np.int64] = field(init=False)
     """File of every row group."""
     group_index: NDArray[np.int64] = field(init=False)
@@ -132,11 +137,13 @@ class DataSource:
         return list(fragment.split_by_row_group())
 
 
-def open_data(path: str | os.PathLike[str]) -> DataSource:
+def open_data(path: str | os.PathLike[str], *, skip_bad: bool = False) -> DataSource:
     """List a data set and read its schema and the footers of its files.
 
     Args:
         path: a directory, or a URL that Arrow or fsspec knows (`s3://`, `gs://`, `memory://`).
+        skip_bad: leave out files that are not Parquet, see `DataSource.left_out`. How many rows
+            such a file had cannot be known, so that the data set is another one without it.
 
     Raises:
         UserError: the directory is missing, holds no Parquet file, no `schema.json` or no row;
@@ -150,18 +157,41 @@ def open_data(path: str | os.PathLike[str]) -> DataSource:
     paths = [_constants(name) for name, _ in listed]
     types = _partition_types(paths)
 
-    def footer(entry: tuple[tuple[str, int], dict[str, str]]) -> DataFile:
+    left_out: dict[str, str] = {}
+
+    def footer(entry: tuple[tuple[str, int], dict[str, str]]) -> DataFile | None:
         (name, size), raw = entry
-        return _read_footer(filesystem, f"{base}/{name}", (name, size, raw), (schema, types))
+        try:
+            return _read_footer(filesystem, f"{base}/{name}", (name, size, raw), (schema, types))
+        except (pa.ArrowException, OSError) as error:
+            if not skip_bad or isinstance(error, FileNotFoundError | PermissionError):
+                raise UserError(
+                    f"{name}: not a Parquet file ({first_line(error)}); write it again, remove it, or "
+                    "go on without it by data.on_bad_file = 'skip'"
+                ) from None
+            left_out[name] = first_line(error)
+            return None
 
     with ThreadPoolExecutor(_OPEN_FILES) as pool:
-        files = tuple(pool.map(footer, zip(listed, paths, strict=True)))
-    source = DataSource(where, filesystem, base, schema, files, types, _fingerprint(files, text))
+        found = tuple(pool.map(footer, zip(listed, paths, strict=True)))
+    files = tuple(each for each in found if each is not None)
+    _warn(where, left_out, len(found))
+    digest = _fingerprint(files, text)
+    source = DataSource(where, filesystem, base, schema, files, types, digest, left_out)
     for index, file in enumerate(files):
         schema.check_arrow(source.arrow(index), list(schema.columns), f"{where}/{file.name}")
     if source.num_rows == 0:
         raise UserError(f"{where}: its {len(files)} Parquet files hold 0 rows; write some data")
     return source
+
+
+def open_recipe_data(recipe: Recipe) -> DataSource:
+    """The data set that a recipe names, with files left out as `data.on_bad_file` says.
+
+    Raises:
+        UserError: see `open_data`.
+    """
+    return open_data(recipe.data.path, skip_bad=recipe.data.on_bad_file == "skip")
 
 
 def read_schema(path: str | os.PathLike[str]) -> DataSchema:
@@ -225,6 +255,27 @@ def _list(filesystem: fs.FileSystem, base: str, where: str) -> list[tuple[str, i
     return sorted(found)
 
 
+def first_line(error: Exception) -> str:
+    """What Arrow said, in one printable line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "".join(each for each in lines[0] if each.isprintable())
+
+
+def _warn(where: str, left_out: dict[str, str], count: int) -> None:
+    """Tell which files are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    for name, why in sorted(left_out.items()):
+        _log.warning(
+            "%s/%s: not a Parquet file (%s); it is left out, as data.on_bad_file = 'skip' says",
+            where, name, why,
+        )  # fmt: skip
+    if len(left_out) == count:
+        raise UserError(f"{where}: none of its {count} files is a Parquet file; write them again")
+
+
 def _schema_text(filesystem: fs.FileSystem, base: str, where: str) -> str:
     try:
         with filesystem.open_input_stream(f"{base}/{FILE_NAME}") as stream:
@@ -264,14 +315,8 @@ def _read_footer(
     kinds: tuple[DataSchema, dict[str, pa.DataType]],
 ) -> DataFile:
     (name, size, raw), (schema, types) = listed, kinds
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            metadata, arrow = file.metadata, file.schema_arrow.remove_metadata()
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{name}: not a Parquet file ({first}); write it again or remove it"
-        ) from None
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        metadata, arrow = file.metadata, file.schema_arrow.remove_metadata()
     constants: dict[str, Constant] = {}
     for key, value in raw.items():
         if key not in arrow.names:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,12 +70,17 @@ class Splits:
         recipe: data, features and tasks.
         source: the data set.
         ranks: which lanes are ours.
+
+    Collective: every rank makes one.
+
+    Raises:
+        UserError: the recipe does not fit the data, or the ranks see different rows.
     """
 
     def __init__(self, recipe: Recipe, source: DataSource, ranks: Ranks) -> None:
         self.source = source
         self._recipe = recipe
-        self._ranks = ranks
+        self.ranks = ranks
         self._share = Share(ranks.rank, ranks.world_size)
         self.encoders = encoders_of(recipe, source.schema)
         """By field that is looked up, from its ids or codes to rows of its table."""
@@ -85,6 +91,33 @@ class Splits:
             for split in ("valid", "test")
             if getattr(recipe.data.splits, split) is not None
         }
+        self._agree()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """What this rank passed over so far: split, file, row group, rows and reason of each."""
+        readers = {"train": self.train, **self._others}
+        return [
+            {"split": split, **each.to_json()}
+            for split, reader in readers.items()
+            for each in reader.skipped
+        ]
+
+    def _agree(self) -> None:
+        """Refuse ranks that would read different rows under the same numbers.
+
+        Collective: every rank calls it.
+        """
+        for split, reader in {"train": self.train, **self._others}.items():
+            number = int(reader.digest[:15], 16)
+            both = torch.tensor([number, -number], device=self.ranks.device)
+            most, least = self.ranks.max(both).tolist()
+            if most != -least:
+                raise UserError(
+                    f"data.splits.{split}: the ranks do not see the same rows in "
+                    f"{self.source.path}: files differ between machines, or a row group can be read "
+                    "on one of them only; give all machines the same files and remove "
+                    "~/.cache/prismrec/counts on each"
+                )
 
     def owned(self, reader: Reader) -> range:
         """Lanes that this rank reads."""
@@ -117,7 +150,7 @@ class Splits:
         train = self.train
         counted = (train.seen_ids, train.unknown_ids, train.missing_ids)
         counts = [list(each.values()) for each in counted]
-        totals = self._ranks.sum(torch.tensor(counts, device=self._ranks.device)).tolist()
+        totals = self.ranks.sum(torch.tensor(counts, device=self.ranks.device)).tolist()
         seen, unknown, missing = (dict(zip(train.seen_ids, each, strict=True)) for each in totals)
         features = self._recipe.features
         tables = {each.name: each.table_name for each in features.lookups}
@@ -161,7 +194,7 @@ class Splits:
         counts = id_frequency(
             self.source, self._recipe, feature, self.encoders[feature], self._share
         )
-        return self._ranks.sum(torch.from_numpy(counts))
+        return self.ranks.sum(torch.from_numpy(counts))
 
     def _reader(self, split: str, *, training: bool) -> Reader:
         return Reader(self.source, self._recipe, split, self.encoders, self._share, training)

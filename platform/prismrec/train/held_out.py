@@ -64,7 +64,7 @@ def _table(
     batch: Batch,
     logits: Tensor,
 ) -> pa.Table:
-    """Rank 0's rows of one batch, padding left out."""
+    """Rank 0's rows of one batch, without padding and rows that cannot be decoded."""
     places, kept = [], []
     width = reader.lanes.step_rows
     for column, lane in enumerate(splits.owned(reader)):
@@ -72,8 +72,10 @@ def _table(
         places.append(reader.rows_at(0, lane, start, stop))
         kept.append(np.arange(stop - start) + column * width)
     files, groups, rows = (np.concatenate(part) for part in zip(*places, strict=True))
-    table = raw_rows(splits.source, (files, groups, rows), recipe.raw_columns)
     index = torch.from_numpy(np.concatenate(kept))
+    is_read = (batch.weights[index] > 0).any(1)
+    index, known = index[is_read], is_read.numpy()
+    table = raw_rows(splits.source, (files[known], groups[known], rows[known]), recipe.raw_columns)
     values: dict[str, Any] = {"logit": logits, "label": batch.labels, "valid": batch.valid}
     for part in PARTS:
         for t, task in enumerate(recipe.task_names):

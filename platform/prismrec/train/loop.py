@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +49,7 @@ class Outcome:
         stopped_by: name of the signal that ended the run early, "patience", or "".
         unknown_ids: by feature, ids of the rows trained on since this start that no row of the
             table stands for.
+        skipped: row groups and files that cannot be decoded, see `SkippedRows.found`.
     """
 
     checkpoint: Path
@@ -55,6 +58,7 @@ class Outcome:
     examples_per_second: float
     stopped_by: str
     unknown_ids: dict[str, int]
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
     digests = file_digests(recipe, splits.encoders)
-    saver = Saver(recipe, source, sharded, session.files, session.attempt, digests)
+    saver = Saver(recipe, splits, sharded, session.files, session.attempt, digests)
     state = saver.resume()
     if not saver.has_resumed:
         _start_weights(recipe, source, sharded, session)
@@ -133,7 +137,10 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             meter.add(output, feed.take(state, saver.ledger), feed.waited())
             if meter.is_due(state.step):
                 pushes = _pushes(session, sharded, state)
-                session.log(meter.read() | pushes | sharded.managed_ids() | phases.metrics(), state)
+                told = (
+                    sharded.managed_ids() | phases.metrics() | saver.skipped.metrics(saver.ledger)
+                )
+                session.log(meter.read() | pushes | told, state)
             if splits.evaluates_after(state.step):
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
@@ -153,12 +160,13 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     unknown_ids = _unknown_ids(recipe, session, sharded, splits, state)
     outcome = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
     if stopped:
-        return outcome
+        return replace(outcome, skipped=saver.skipped.found)
     checkpoint = saver.restore_best()
     maps = _calibration(recipe, session, evaluator, splits, checkpoint)
     metrics = _final_report(session, evaluator, splits, state, maps)
     write_held_out(recipe, splits, sharded, session.files.held_out)
-    return replace(outcome, checkpoint=checkpoint, metrics=metrics)
+    found = _skipped(session, saver, state)
+    return replace(outcome, checkpoint=checkpoint, metrics=metrics, skipped=found)
 
 
 def _start_weights(
@@ -185,6 +193,19 @@ def _unknown_ids(
     per_feature = {f"data/unknown_ids/{name}": float(n) for name, n in unknown.items()}
     session.log(per_feature | counts.metrics() | occupancy(recipe, sharded), state)
     return unknown
+
+
+def _skipped(session: Session, saver: Saver, state: TrainState) -> list[dict[str, Any]]:
+    """Record what could not be decoded in any split, and return it.
+
+    Collective: every rank calls it.
+    """
+    session.log(saver.skipped.metrics(saver.ledger), state)
+    found = saver.skipped.found
+    if found and session.ranks.is_first:
+        session.files.skipped.write_text(json.dumps(found, indent=1) + "\n")
+        session.tracker.log_file(session.files.skipped)
+    return found
 
 
 def _calibration(

@@ -60,6 +60,11 @@ class RunFiles:
         return self.directory / MATCHED
 
     @property
+    def skipped(self) -> Path:
+        """Row groups and files that could not be decoded, if there are any."""
+        return self.directory / "skipped.json"
+
+    @property
     def bundle(self) -> Path:
         """The inference copy."""
         return self.directory / "model"

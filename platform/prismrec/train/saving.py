@@ -31,11 +31,12 @@ from prismrec.checkpoint import (
 from prismrec.config import Recipe, UserError, dump
 from prismrec.data.encode.copies import copied_files, copy_files, named_files
 from prismrec.data.ledger import Ledger
-from prismrec.data.source import DataSource
 from prismrec.embeddings import access
 from prismrec.train.evaluate import Report
+from prismrec.train.feed import Splits
 from prismrec.train.run_files import RunFiles
 from prismrec.train.sharding import ShardedModel
+from prismrec.train.skipped_rows import SkippedRows
 from prismrec.train.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Saver:
 
     Args:
         recipe: for the cadence; it goes into every checkpoint.
-        source: the data set, whose fingerprint a resumed run must meet again.
+        splits: the rows, which a resumed run must meet again.
         sharded: what is saved.
         files: the run's directory.
         attempt: differs at every start of the run.
@@ -56,14 +57,15 @@ class Saver:
     def __init__(
         self,
         recipe: Recipe,
-        source: DataSource,
+        splits: Splits,
         sharded: ShardedModel,
         files: RunFiles,
         attempt: str,
         digests: Mapping[str, str],
     ) -> None:
         self._recipe = recipe
-        self._source = source
+        self._splits = splits
+        self._source = splits.source
         self._sharded = sharded
         self._directory = files.checkpoints
         self._run = files.directory
@@ -81,6 +83,8 @@ class Saver:
         self._saved_step: int | None = None
         self._conversions: tuple[Conversion, ...] = ()
         self.ledger = Ledger()
+        self.skipped = SkippedRows(splits, is_allowed=recipe.data.on_bad_file == "skip")
+        """What cannot be decoded; the ledger of every checkpoint names it."""
         self.has_resumed = False
         """Whether the weights are those of a checkpoint of this run."""
 
@@ -101,6 +105,7 @@ class Saver:
         sharded.average_copies()
         if sharded.touched is not None:
             sharded.touched.merge()
+        self.skipped.collect(self.ledger)
         self._checkpointer.wait()  # one copy in host memory at a time, as the plan counts it
         snapshot = capture(
             sharded.shards(),
@@ -148,8 +153,9 @@ class Saver:
             ("fingerprint", self._source.fingerprint),
             ("lanes", self._recipe.data.lanes),
             ("seed", self._recipe.seed),
+            ("rows", self._splits.train.digest),
         ):
-            if extra[key] != ours:
+            if extra.get(key, ours) != ours:  # checkpoints of earlier versions have no rows
                 raise UserError(
                     f"{path}: was made with {key} {extra[key]}, this run has {ours}; the rows "
                     "already seen cannot be told apart; start a new run"
@@ -239,6 +245,7 @@ class Saver:
             "lanes": self._recipe.data.lanes,
             "seed": self._recipe.seed,
             "fingerprint": self._source.fingerprint,
+            "rows": self._splits.train.digest,
             "schema": self._source.schema.model_dump(exclude_defaults=True),
             "files": self._digests,
             "versions": {
