@@ -11,7 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from prismrec.checkpoint.manifest import read_manifest
+from prismrec.config import UserError
+from prismrec.data.source import open_data
+from prismrec.train.feed import Splits
+from prismrec.train.process_group import process_group
 from tests.helpers.damage import damage
+from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import ROWS, Start, Trained, make_recipe, rows_seen, train_on, write_rows
 
 FILE, GROUP, GROUP_ROWS = "0-train.parquet", 2, 50
@@ -74,3 +79,20 @@ def test_ledger_metrics_and_run_name_them(runs: dict[str, Trained]) -> None:
     ]
     held_out = pq.read_table(run.checkpoint.parents[1] / "held_out.parquet")
     assert 0 < held_out.num_rows <= GROUP_ROWS
+
+
+def test_ranks_that_see_other_rows_are_refused(tmp_path: Path) -> None:
+    for name, rows in (("rows-0", ROWS), ("rows-1", ROWS | {"train": 320})):
+        write_rows(tmp_path / name, rows)
+    said = run_ranks(_agree, 2, tmp_path)
+    assert said[0] == said[1]
+    assert said[0].startswith("data.splits.train: the ranks do not see the same rows in ")
+
+
+def _agree(place: Path) -> str:
+    """What a rank says that reads a data set of its own."""
+    with process_group("cpu") as ranks:
+        recipe = make_recipe(place / f"rows-{ranks.rank}")
+        with pytest.raises(UserError) as caught:
+            Splits(recipe, open_data(recipe.data.path), ranks).agree()
+    return caught.value.message.replace(str(recipe.data.path), "")

@@ -70,11 +70,6 @@ class Splits:
         recipe: data, features and tasks.
         source: the data set.
         ranks: which lanes are ours.
-
-    Collective: every rank makes one.
-
-    Raises:
-        UserError: the recipe does not fit the data, or the ranks see different rows.
     """
 
     def __init__(self, recipe: Recipe, source: DataSource, ranks: Ranks) -> None:
@@ -91,7 +86,6 @@ class Splits:
             for split in ("valid", "test")
             if getattr(recipe.data.splits, split) is not None
         }
-        self._agree()
 
     def skipped(self) -> list[dict[str, Any]]:
         """What this rank passed over so far: split, file, row group, rows and reason of each."""
@@ -102,10 +96,13 @@ class Splits:
             for each in reader.skipped
         ]
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
         """Refuse ranks that would read different rows under the same numbers.
 
         Collective: every rank calls it.
+
+        Raises:
+            UserError: they do; it names the split.
         """
         for split, reader in {"train": self.train, **self._others}.items():
             number = int(reader.digest[:15], 16)

@@ -110,6 +110,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     recipe = with_propensities(recipe, source, ranks)
     spec = spec_of(recipe, source.schema)
     splits = Splits(recipe, source, ranks)
+    splits.agree()
     total_steps = splits.total_steps()
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
