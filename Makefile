@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PLATFORM := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(PLATFORM)
+# Two processes on any machine: a test of four ranks has four more of its own.
+TEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: setup demo test test-all test-install check clean
 
@@ -25,10 +27,10 @@ demo: setup
 	@$(BIN)/prismrec demo
 
 test: setup
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(TEST) -m "not slow and not gpu"
 
 test-all: setup
-	@$(BIN)/python -m pytest
+	@$(TEST)
 
 test-install:
 	@PYTHON=$(PYTHON) bash tests/install.sh
