@@ -53,6 +53,7 @@ class Result:
         unknown_ids: by feature, ids of training rows that no row of the table stands for.
         tracking: URI of the tracking server, without a password.
         skipped: row groups and files that could not be decoded.
+        dropped_steps: steps whose rows are not in the weights because the loss was not finite.
     """
 
     files: RunFiles
@@ -64,6 +65,7 @@ class Result:
     unknown_ids: dict[str, int]
     tracking: str
     skipped: list[dict[str, Any]]
+    dropped_steps: list[int]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `train --json` prints."""
@@ -79,6 +81,7 @@ class Result:
             "unknown_ids": self.unknown_ids,
             "tracking": self.tracking,
             "skipped": self.skipped,
+            "dropped_steps": self.dropped_steps,
         }
 
 
@@ -168,6 +171,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         outcome["unknown_ids"],
         without_password(tracker.uri),
         outcome["skipped"],
+        outcome["dropped_steps"],
     )
 
 

@@ -69,6 +69,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "stopped_by": outcome.stopped_by,
         "unknown_ids": outcome.unknown_ids,
         "skipped": outcome.skipped,
+        "dropped_steps": outcome.dropped_steps,
     }
 
 

@@ -24,7 +24,7 @@ FOLDERS = ("platform", "embeddings", "models", "jobs", "cluster", "tests", "benc
 MOUNTED = ("models", "embeddings", "jobs", "cluster")
 VAGUE = {"utils", "util", "helper", "common", "manager", "handler", "misc"}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 500, 60, 6
-LONGER = {"platform/prismrec/train/loop.py train": 120}
+LONGER = {"platform/prismrec/train/loop.py _train": 120}
 """The loop is read top to bottom in one place, so it may take two screens."""
 
 SOURCES = [

@@ -162,6 +162,8 @@ def show_result(document: dict[str, Any], stopped_by: str = "") -> None:
         group = f": row group {each['row_group']}" if "row_group" in each else ""
         split = f", {each['rows']:,} rows of {each['split']}" if "split" in each else ""
         output.note(f"warning: passed over {each['file']}{group}{split}: {each['why']}")
+    for step in document.get("dropped_steps", []):
+        output.note(f"warning: the rows of step {step} are left out: its loss was not finite")
     if stopped_by:
         output.note("stopped early: no better metric for evaluate.patience evaluations")
     output.note(f"examples/s  {document['examples_per_second']:,.0f}")

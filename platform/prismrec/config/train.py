@@ -118,6 +118,12 @@ class TrainSection(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients make one step; only 1 works, because the tables are updated in every
     backward pass."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss that is not finite does: `stop` ends the run, `skip` leaves the step's rows out of the
+    weights, `rollback` does that from the last checkpoint on. Under the last two an infinite number in
+    the data reads as missing."""
+    nonfinite_limit: int = Field(default=10, ge=1)
+    """Steps that may be skipped or rolled back over before the run ends after all."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two records of the training loss."""
     log_negative_gradients: bool = False

@@ -109,6 +109,8 @@ class ReadColumns:
     sequences: tuple[SequenceFeature, ...] = ()
     is_weighed: bool = False
     """Whether rows have a weight: 0 stands for those that could not be decoded."""
+    infinite_is_missing: bool = False
+    """Whether an infinite number reads as missing instead of being an error."""
 
     @property
     def singles(self) -> tuple[IdColumn, ...]:
@@ -213,6 +215,7 @@ def read_columns(
         recipe.chains_labels,
         features.sequences,
         recipe.data.on_bad_file == "skip",
+        recipe.train.on_nonfinite != "stop",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -70,9 +70,10 @@ class Decoder:
         """The filtered rows of a row group; missing values without weight if it is passed over.
 
         Raises:
-            UserError: it cannot be decoded, a label is not 0 or 1, the weights of a bag do not
-                match its ids, an id is no row, a domain is none or a label lacks the one before
-                it where that is asked for, or rows are not in the order of time that is asked for.
+            UserError: it cannot be decoded, a label is not 0 or 1, a number is infinite, the
+                weights of a bag do not match its ids, an id is no row, a domain is none or a label
+                lacks the one before it where that is asked for, or rows are not in the order of
+                time that is asked for.
         """
         sampled = any(label.negative_rate < 1 for label in self.columns.labels)
         found = self._table(group, self.columns.names, sampled)
@@ -85,7 +86,7 @@ class Decoder:
         if self.columns.domains is not None:
             known = self.columns.domains.known
             keys[0] = 0 * keys[0] if found is None else known(keys[0], partial(self._where, group))
-        dense = [self._number(name, arrays) for name in self.columns.dense]
+        dense = [self._number(name, arrays, group) for name in self.columns.dense]
         numbers = arrays[_ROW].to_numpy() if sampled and found is not None else None
         labels = [self._label(each, arrays, (group, numbers)) for each in self.columns.labels]
         if self.columns.is_chain:
@@ -153,9 +154,22 @@ class Decoder:
         )
         return fragment.to_table(columns=columns, batch_size=_ONE_BATCH, memory_pool=_decode_pool())
 
-    def _number(self, name: str, arrays: dict[str, pa.Array]) -> Floats:
+    def _number(self, name: str, arrays: dict[str, pa.Array], group: int) -> Floats:
         scaler = self.columns.scalers.get(name)
-        return floats(arrays[name]) if scaler is None else scaler(arrays)
+        values = floats(arrays[name]) if scaler is None else scaler(arrays)
+        return self._finite(values, name, lambda at: self._where(group, at))
+
+    def _finite(self, values: Floats, column: str, where: Callable[[int], str]) -> Floats:
+        """The same without infinite numbers, which end the run or read as missing."""
+        if np.isfinite(values).all() or not (infinite := np.isinf(values)).any():
+            return values
+        if not self.columns.infinite_is_missing:
+            row = int(np.flatnonzero(infinite)[0])
+            raise UserError(
+                f"{where(row)}: column '{column}' holds {values[row]:g}, or a number too large for "
+                "float32; correct it, or let such numbers read as missing by train.on_nonfinite = 'skip'"
+            )
+        return np.where(infinite, np.float32(np.nan), values)
 
     def _single(self, feature: IdColumn, arrays: dict[str, pa.Array], group: int) -> Ints:
         if feature.number is not None:
@@ -196,7 +210,12 @@ class Decoder:
                     f"{_lengths(parallel)[row]} weights for the {lengths[row]} ids of "
                     f"'{feature.column}'; write one weight for every id"
                 )
-            weights = np.nan_to_num(floats(parallel.flatten()), nan=0.0)
+            found = self._finite(
+                floats(parallel.flatten()),
+                feature.weights,
+                lambda at: self._where(group, int(np.searchsorted(offsets, at, side="right")) - 1),
+            )
+            weights = np.nan_to_num(found, nan=0.0)
         return Bag(offsets, ids, weights)
 
     def _check_ids(self, feature: IdColumn, ids: Ints, offsets: Ints, group: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 Range = tuple[int, int]
 
 _SKIPPED = "skipped"
+_DROPPED = "dropped"
 
 
 class Ledger:
@@ -20,6 +21,22 @@ class Ledger:
     def __init__(self) -> None:
         self._epochs: dict[int, list[list[Range]]] = {}
         self._skipped: dict[tuple[str, int], int] = {}
+        self._dropped: dict[int, tuple[int, list[Range]]] = {}
+
+    def drop(self, step: int, epoch: int, ranges: Sequence[Range]) -> None:
+        """Record that the rows of a step were passed, but are not in the weights.
+
+        Args:
+            step: steps done before it.
+            epoch: of its rows.
+            ranges: of every lane.
+        """
+        self._dropped[step] = epoch, list(ranges)
+
+    @property
+    def dropped(self) -> dict[int, tuple[int, list[Range]]]:
+        """By step, epoch and ranges of every lane that are not in the weights."""
+        return dict(self._dropped)
 
     def skip(self, file: str, row_group: int, rows: int) -> None:
         """Record that a row group cannot be decoded: its positions were passed, its rows count for nothing.
@@ -68,18 +85,22 @@ class Ledger:
         return sum(stop - start for ranges in lanes for start, stop in ranges)
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger as JSON values: ranges by epoch, and under `skipped` what cannot be decoded."""
+        """The ledger as JSON values: ranges by epoch, then rows that are not in the weights."""
         epochs: dict[str, Any] = {
             str(epoch): [[list(pair) for pair in ranges] for ranges in lanes]
             for epoch, lanes in sorted(self._epochs.items())
         }
-        if not self._skipped:
-            return epochs
-        skipped = [
-            {"file": file, "row_group": group, "rows": rows}
-            for (file, group), rows in sorted(self._skipped.items())
-        ]
-        return epochs | {_SKIPPED: skipped}
+        if self._skipped:
+            epochs[_SKIPPED] = [
+                {"file": file, "row_group": group, "rows": rows}
+                for (file, group), rows in sorted(self._skipped.items())
+            ]
+        if self._dropped:
+            epochs[_DROPPED] = [
+                {"step": step, "epoch": epoch, "lanes": [list(pair) for pair in ranges]}
+                for step, (epoch, ranges) in sorted(self._dropped.items())
+            ]
+        return epochs
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:
@@ -87,8 +108,11 @@ class Ledger:
         ledger = cls()
         for each in value.get(_SKIPPED, []):
             ledger.skip(each["file"], each["row_group"], each["rows"])
+        for each in value.get(_DROPPED, []):
+            ranges = [(int(start), int(stop)) for start, stop in each["lanes"]]
+            ledger.drop(each["step"], each["epoch"], ranges)
         for epoch, lanes in value.items():
-            if epoch == _SKIPPED:
+            if epoch in (_SKIPPED, _DROPPED):
                 continue
             ledger._epochs[int(epoch)] = [
                 [(int(start), int(stop)) for start, stop in ranges] for ranges in lanes

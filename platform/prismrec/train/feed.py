@@ -248,6 +248,13 @@ class Feed:
         state.rows_seen += rows
         return rows
 
+    def drop(self, state: TrainState, ledger: Ledger) -> None:
+        """Move the state past a step that changed nothing; the ledger knows its rows as dropped."""
+        before = tuple(state.offsets) or (0,) * self._lanes.num_lanes
+        after, step = self._after[0], state.step
+        self.take(state, ledger)
+        ledger.drop(step, after.epoch, list(zip(before, after.offsets, strict=True)))
+
     def waited(self) -> float:
         """Seconds spent waiting for data since the last call."""
         waited, self._waited = self._waited, 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +33,12 @@ from prismrec.train.process_group import Ranks
 from prismrec.train.propensity import with_propensities
 from prismrec.train.run_files import RunFiles
 from prismrec.train.saving import Saver
+from prismrec.train.sentinel import RolledBack, Sentinel
 from prismrec.train.sharding import ShardedModel, shard_model
 from prismrec.train.state import TrainState
 from prismrec.train.tracker import Probe, Tracker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Outcome:
         unknown_ids: by feature, ids of the rows trained on since this start that no row of the
             table stands for.
         skipped: row groups and files that cannot be decoded, see `SkippedRows.found`.
+        dropped_steps: steps whose rows are not in the weights because the loss was not finite.
     """
 
     checkpoint: Path
@@ -59,6 +65,7 @@ class Outcome:
     stopped_by: str
     unknown_ids: dict[str, int]
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    dropped_steps: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,11 @@ class Session:
             self.tracker.log_metrics(metrics | {"rows_seen": state.rows_seen}, state.step)
 
 
-def train(  # noqa: PLR0915 - the one function that is read from top to bottom
-    recipe: Recipe, source: DataSource, session: Session
-) -> Outcome:
+def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
     """Train until the recipe's end, a stop request or the end of patience.
 
-    Goes on from the newest checkpoint in the run's directory, if there is one.
+    Goes on from the newest checkpoint in the run's directory, if there is one, and does so again
+    each time that a step is rolled back.
 
     Collective: every rank calls it.
 
@@ -104,8 +110,21 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
         session: ranks, directory and tracker.
 
     Raises:
-        UserError: the recipe does not fit the data, the device or the checkpoint.
+        UserError: the recipe does not fit the data, the device or the checkpoint, or a loss is not
+            finite.
     """
+    for start in itertools.count():
+        try:
+            return _train(recipe, source, session, f"{session.attempt}-{start}")
+        except RolledBack as back:
+            _log.warning("step %d: %s; back to the last checkpoint", back.incident.step, back)
+    raise AssertionError("unreachable: the sentinel ends the run before")
+
+
+def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
+    recipe: Recipe, source: DataSource, session: Session, attempt: str
+) -> Outcome:
+    """One start of `train`; `attempt` differs at each."""
     ranks = session.ranks
     recipe = with_propensities(recipe, source, ranks)
     spec = spec_of(recipe, source.schema)
@@ -115,7 +134,7 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     precision = _precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
     digests = file_digests(recipe, splits.encoders)
-    saver = Saver(recipe, splits, sharded, session.files, session.attempt, digests)
+    saver = Saver(recipe, splits, sharded, session.files, attempt, digests)
     state = saver.resume()
     if not saver.has_resumed:
         _start_weights(recipe, source, sharded, session)
@@ -125,9 +144,11 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
     _record_start(session, sharded, state, precision, total_steps)
 
     meter = Meter(recipe, sharded.leaf.objective, ranks, total_steps)
-    pipeline = Pipeline(sharded)
+    sentinel = Sentinel(recipe, sharded, session.files.nonfinite)
+    pipeline = Pipeline(sharded, sentinel)
     stop, stopped = StopRequest(session.stop_files(), ranks), ""
-    with signals_ask(session.stop_files()[1]), Feed(splits, state, total_steps) as feed:
+    signals = signals_ask(session.stop_files()[1])
+    with signals, saver.settled(), Feed(splits, state, total_steps) as feed:
         while state.step < total_steps and not state.stopped_early:
             stopped = stop.agreed()
             if stopped:
@@ -135,14 +156,19 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
             torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
             phases.before(state.step)
             output = pipeline.step(feed)
-            meter.add(output, feed.take(state, saver.ledger), feed.waited())
+            if sentinel.has_dropped:
+                feed.drop(state, saver.ledger)
+            else:
+                meter.add(output, feed.take(state, saver.ledger), feed.waited())
+            is_evaluated = splits.evaluates_after(state.step)
+            if meter.is_due(state.step) or saver.is_due(state.step) or is_evaluated:
+                sentinel.check()
             if meter.is_due(state.step):
                 pushes = _pushes(session, sharded, state)
-                told = (
-                    sharded.managed_ids() | phases.metrics() | saver.skipped.metrics(saver.ledger)
-                )
+                told = sharded.managed_ids() | phases.metrics() | sentinel.metrics()
+                told |= saver.skipped.metrics(saver.ledger)
                 session.log(meter.read() | pushes | told, state)
-            if splits.evaluates_after(state.step):
+            if is_evaluated:
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
                     seen = _of_tables(recipe, session, sharded, splits, state)
@@ -155,13 +181,18 @@ def train(  # noqa: PLR0915 - the one function that is read from top to bottom
                     saver.save(state)
 
     pipeline.close()
+    sentinel.check()
     rows_per_second = meter.examples_per_second()
     saver.finish(state)
     why = stopped or ("patience" if state.stopped_early else "")
     unknown_ids = _unknown_ids(recipe, session, sharded, splits, state)
-    outcome = Outcome(saver.newest(), state.step, {}, rows_per_second, why, unknown_ids)
+    dropped = sorted(saver.ledger.dropped)
+    outcome = Outcome(
+        saver.newest(), state.step, {}, rows_per_second, why, unknown_ids,
+        saver.skipped.found, dropped,
+    )  # fmt: skip
     if stopped:
-        return replace(outcome, skipped=saver.skipped.found)
+        return outcome
     checkpoint = saver.restore_best()
     maps = _calibration(recipe, session, evaluator, splits, checkpoint)
     metrics = _final_report(session, evaluator, splits, state, maps)

@@ -82,6 +82,10 @@ class Ranker(nn.Module):
             each for each in model.modules() if isinstance(each, BatchNorm | DomainMoments)
         ]
 
+    def moments(self) -> list[Tensor]:
+        """The running moments that a forward pass in training changes, the tensors themselves."""
+        return [buffer for module in self._moments for buffer in module.buffers()]
+
     def freeze(self, heads: Sequence[nn.Module]) -> None:
         """Let nothing but some modules train: no gradient, no dropout and no moments elsewhere.
 

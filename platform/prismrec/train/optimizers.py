@@ -165,6 +165,10 @@ class Optimizers:
             group["lr"] = base * factor
         self._fused.step()  # hands the rate to the kernels; the tables' update is in backward
 
+    def pass_over(self) -> None:
+        """Count a step that changes nothing, and set the next one's learning rates."""
+        self.start_at(self._step + 1)
+
     def zero_grad(self) -> None:
         """Drop the gradients of the plain parameters."""
         for optimizer in self._optimizers:

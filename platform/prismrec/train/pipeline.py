@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
 from prismrec.config import UserError
 from prismrec.data.batch import Batch
 from prismrec.train.model import Output
+from prismrec.train.sentinel import Sentinel
 from prismrec.train.sharding import ShardedModel
 
 
@@ -20,14 +21,13 @@ class Pipeline:
 
     Args:
         sharded: model and optimizers.
+        sentinel: decides before every backward pass whether there is one; None lets all of them run.
     """
 
-    def __init__(self, sharded: ShardedModel) -> None:
+    def __init__(self, sharded: ShardedModel, sentinel: Sentinel | None = None) -> None:
         self._sharded = sharded
         self._modules = list(_sharded_modules(sharded.dmp))
-        self._pipeline: TrainPipelineSparseDist[Batch, Output] = TrainPipelineSparseDist(
-            sharded.dmp, sharded.optimizers, sharded.ranks.device
-        )
+        self._pipeline = _Guarded(sharded, sentinel)
         self._is_checked = False
 
     def step(self, batches: Iterator[Batch]) -> Output:
@@ -36,7 +36,9 @@ class Pipeline:
         Collective: every rank calls it.
 
         Raises:
-            UserError: a lookup could not be taken out of the model's forward pass.
+            UserError: a lookup could not be taken out of the model's forward pass, or the sentinel
+                ends the run.
+            RolledBack: the sentinel sends it back.
         """
         with self._tracked():
             output = self._pipeline.progress(batches)
@@ -84,6 +86,28 @@ class Pipeline:
                 "first and then call one module; move everything else into that module"
             )
         self._is_checked = True
+
+
+class _Guarded(TrainPipelineSparseDist[Batch, Output]):
+    """The pipeline with a look at the loss before backward, and at dense gradients after it."""
+
+    def __init__(self, sharded: ShardedModel, sentinel: Sentinel | None) -> None:
+        super().__init__(sharded.dmp, sharded.optimizers, sharded.ranks.device)
+        self._optimizers, self._sentinel = sharded.optimizers, sentinel
+        self._has_gone_back = True
+
+    def _backward(self, losses: Tensor) -> None:
+        self._has_gone_back = self._sentinel is None or self._sentinel.may_go_back(losses)
+        if self._has_gone_back:
+            super()._backward(losses)
+
+    def _optimizer_step(self) -> None:
+        if not self._has_gone_back:
+            self._optimizers.pass_over()
+            return
+        if self._sentinel is not None:
+            self._sentinel.check_gradients()
+        super()._optimizer_step()
 
 
 def _sharded_modules(module: nn.Module) -> Iterator[nn.Module]:

@@ -65,6 +65,11 @@ class RunFiles:
         return self.directory / "skipped.json"
 
     @property
+    def nonfinite(self) -> Path:
+        """Steps whose loss was not finite and whose rows were passed over, if there are any."""
+        return self.directory / "nonfinite.json"
+
+    @property
     def bundle(self) -> Path:
         """The inference copy."""
         return self.directory / "model"

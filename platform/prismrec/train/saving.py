@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from prismrec.embeddings import access
 from prismrec.train.evaluate import Report
 from prismrec.train.feed import Splits
 from prismrec.train.run_files import RunFiles
+from prismrec.train.sentinel import RolledBack
 from prismrec.train.sharding import ShardedModel
 from prismrec.train.skipped_rows import SkippedRows
 from prismrec.train.state import TrainState
@@ -123,6 +125,15 @@ class Saver:
             self._conversions,
         )
         self._saved_step = state.step
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """A block that may be rolled back, which then waits for the save under way to become whole."""
+        try:
+            yield
+        except RolledBack:
+            self._checkpointer.wait()
+            raise
 
     def finish(self, state: TrainState) -> None:
         """Save the last step, if it is not saved yet, and return once nothing is being written.

@@ -1,0 +1,58 @@
+"""A model that gives no numbers where a batch holds one row, which its first numeric column marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prismrec.models import Fields, Inputs
+
+MARK = 777.0
+
+
+class _NoGradient(torch.autograd.Function):
+    """A tensor as it is, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.full_like(grads[0], torch.nan)
+
+
+class Marked(nn.Module):
+    """A linear model; what it does with the marked row is its `kind`.
+
+    Args:
+        fields: what it reads.
+        kind: `loss` gives NaN logits, `gradient` NaN gradients, `silent` logits without a gradient.
+    """
+
+    def __init__(self, fields: Fields, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+        inputs = fields.set_fields[0] * fields.set_dims[0] + fields.num_dense
+        self.layer = nn.Linear(inputs, fields.num_tasks)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, T)."""
+        marked = inputs.dense[:, 0] == MARK
+        dense = torch.where(inputs.dense == MARK, 0, inputs.dense)
+        logits = self.layer(torch.cat([inputs.sets[0].flatten(1), dense], 1))
+        if self.training and marked.any():
+            if self._kind == "loss":
+                logits = torch.where(marked[:, None], torch.nan, logits)
+            elif self._kind == "gradient":
+                logits = _NoGradient.apply(logits)
+            else:
+                logits = logits.detach() + 0 * logits
+        return logits, {}
+
+
+def build(fields: Fields, options: dict[str, Any]) -> nn.Module:
+    """What a recipe names."""
+    return Marked(fields, options["kind"])
