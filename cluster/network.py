@@ -7,6 +7,7 @@ other hosts can reach. `GLOO_SOCKET_IFNAME`, set to what `pick_interface` return
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 
 import psutil
@@ -26,7 +27,7 @@ def pick_interface(address: str | None = None) -> str:
     """
     interfaces = addresses()
     if address is None:
-        wanted = [name for name, own in interfaces.items() if any(map(_is_loopback, own))]
+        wanted = [name for name, own in interfaces.items() if any(map(is_loopback, own))]
     else:
         wanted = [name for name, own in interfaces.items() if address in own]
     if not wanted:
@@ -54,5 +55,23 @@ def addresses() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _is_loopback(address: str) -> bool:
+def talk_over(address: str) -> str:
+    """Have gloo and NCCL of this process talk over the interface that carries an address.
+
+    What the environment says already stands, such as `prismrec cluster join --interface`.
+
+    Args:
+        address: the IP address by which the other machines know this one.
+
+    Returns:
+        The interface's name.
+    """
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME") or pick_interface(address)
+    os.environ["GLOO_SOCKET_IFNAME"] = chosen
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", chosen)
+    return chosen
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address never leaves its machine."""
     return ipaddress.ip_address(address).is_loopback

@@ -11,12 +11,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-from prismrec.cluster.runtime import ray_runtime
+from prismrec.cluster.members import check_members
+from prismrec.cluster.runtime import ray_runtime, talk_over_node_address
 from prismrec.config import Recipe, UserError
 from prismrec.jobs.worker import work
 from prismrec.train.interrupts import take_signals
 from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles
+
+_END_S = 60.0
+"""Seconds in which Ray Train may take down its workers on a cluster that stays: a client that leaves
+while another of its threads waits for an answer crashes (an embedded Ray ends with it)."""
 
 
 def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
@@ -29,6 +34,8 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
     with ray_runtime(workers.address, num_workers=workers.count, verbose=order["verbose"]):
         if files.stop().exists():
             return
+        if workers.address is not None:
+            check_members()
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -53,7 +60,7 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
             return files.outcome.exists() or bool(files.read_error(order["attempt"]))
 
         try:
-            _attend(trainer.fit, is_over)
+            _attend(trainer.fit, is_over, 0 if workers.address is None else _END_S)
         except Exception as error:
             raise _explained(error, files, order) from error
     _raise_user_error(files, order)
@@ -102,8 +109,14 @@ def run_locally(
         raise
 
 
-def _attend(run: Callable[[], object], is_over: Callable[[], bool]) -> None:
-    """Call on another thread and return when it is done, or earlier once `is_over` says so."""
+def _attend(run: Callable[[], object], is_over: Callable[[], bool], patience_s: float = 0) -> None:
+    """Call on another thread and return when it is done, or earlier once `is_over` says so.
+
+    Args:
+        run: what to call.
+        is_over: whether nothing that `run` will still do matters.
+        patience_s: seconds that it has for that all the same.
+    """
     done: Future[None] = Future()
 
     def call() -> None:
@@ -116,12 +129,13 @@ def _attend(run: Callable[[], object], is_over: Callable[[], bool]) -> None:
     threading.Thread(target=call, name="prismrec-workers", daemon=True).start()
     while not wait([done], timeout=0.2).done:
         if is_over():
+            wait([done], timeout=patience_s)
             return
     done.result()
 
 
 def _torch_config(backend: str) -> Any:
-    """Ray's set-up of the process group, with workers that take signals.
+    """Ray's set-up of the process group, with workers that take signals and choose their network.
 
     Training runs on a thread of a worker, and only the main thread, which carries out what the
     set-up wants done, may say how signals are handled. The classes are made here because Ray sends
@@ -134,6 +148,7 @@ def _torch_config(backend: str) -> Any:
         def backend_cls(self) -> Any:
             class SignalBackend(super().backend_cls):  # type: ignore[misc]
                 def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    worker_group.execute(talk_over_node_address)
                     super().on_start(worker_group, backend_config)
                     worker_group.execute(take_signals)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from prismrec.train.process_group import Ranks, process_group, resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
 from prismrec.train.tracker import Tracker, Trackers
+
+_log = logging.getLogger(__name__)
 
 
 def work(order: dict[str, Any]) -> None:
@@ -44,6 +48,7 @@ def work(order: dict[str, Any]) -> None:
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
         _share_cores(ranks, order.get("threads"))
+        _say_where(ranks)
         tracker = _tracker(order, files, ranks)
         try:
             below = recipe.evaluate.collapse_below
@@ -82,6 +87,19 @@ def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
 
         trackers.append(MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"]))
     return Trackers(trackers)
+
+
+def _say_where(ranks: Ranks) -> None:
+    """Put down in the rank's log which process of which machine it is."""
+    _log.info(
+        "rank %d of %d, %d of %d on %s, over %s",
+        ranks.rank,
+        ranks.world_size,
+        ranks.local_rank,
+        ranks.local_world_size,
+        socket.gethostname(),
+        os.environ.get("GLOO_SOCKET_IFNAME", "any interface"),
+    )
 
 
 def _attempt(order: dict[str, Any], ranks: Ranks) -> str:

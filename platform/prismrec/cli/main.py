@@ -18,6 +18,7 @@ import prismrec
 from prismrec.cli import (
     analyze,
     bench,
+    cluster,
     config,
     data,
     doctor,
@@ -61,6 +62,7 @@ app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("analyze", epilog=analyze.EXAMPLE)(analyze.analyze)
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(models.app, name="models")
 app.add_typer(tables.app, name="tables")
 app.command("profile", epilog=bench.PROFILE_EXAMPLE)(bench.profile)
