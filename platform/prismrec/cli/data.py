@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prismrec.cli import output, semantic_ids
+from prismrec.cli import build, output, semantic_ids
 from prismrec.cli.options import AsJson, Overrides, RecipePath
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+app.command("build", epilog=build.EXAMPLE)(build.build)
 app.command("semantic-ids", epilog=semantic_ids.EXAMPLE)(semantic_ids.semantic_ids)
 
 

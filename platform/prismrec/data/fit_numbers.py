@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,14 @@ class _Fitted:
             self._sum += float(values.sum())
             self._sample.add(values, rows)
 
+    def join(self, other: _Fitted) -> None:
+        """Take what was seen in the rows that follow."""
+        self._missing += other._missing
+        self._infinite += other._infinite
+        self._least, self._most = min(self._least, other._least), max(self._most, other._most)
+        self._sum += other._sum
+        self._sample.join(other._sample)
+
     def statistics(self) -> NumberStatistics:
         """What there is to know of it.
 
@@ -81,17 +89,93 @@ class _Fitted:
         )
 
 
+class PartFit:
+    """What is known of a recipe's numbers from some of its training rows.
+
+    The same rows in the same order give the same statistics, however they are cut into files, row
+    groups and parts; memory is that of a row group and of a sample for each number.
+
+    Args:
+        recipe: numbers, training rows and seed.
+        source: the data set.
+        size: most values that are kept of a number; a longer column is told by a sample.
+
+    Raises:
+        UserError: no number needs statistics, or a column is missing or of another kind.
+    """
+
+    def __init__(self, recipe: Recipe, source: DataSource, size: int = SAMPLE_SIZE) -> None:
+        self._conditions = recipe.data.splits.train
+        self._fitted = [
+            _Fitted(each, number_source(recipe, index, source.schema), size, recipe.seed)
+            for index, each in enumerate(recipe.features.numbers)
+            if each.encoding.is_fitted
+        ]
+        if not self._fitted:
+            raise UserError(
+                "features.numbers: no number of the recipe is encoded by statistics; nothing to fit"
+            )
+        self._rows = 0
+
+    def read(
+        self,
+        source: DataSource,
+        first: int = 0,
+        groups: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Take the training rows of some row groups, and no others.
+
+        Args:
+            source: the data set.
+            first: training rows before these row groups.
+            groups: row groups, in rising order; all if not given.
+            progress: called after every row group with how many are read and how many there are.
+
+        Raises:
+            UserError: a column is missing, or a row group cannot be decoded.
+        """
+        names = list(dict.fromkeys(name for each in self._fitted for name in each.source.columns))
+        total = len(source.group_rows) if groups is None else len(groups)
+        where = "data.splits.train"
+        tables = filtered_tables(source, self._conditions, names, where, groups)
+        for done, table in enumerate(tables, 1):
+            arrays = {name: one_array(table.column(name)) for name in names}
+            start = first + self._rows
+            for each in self._fitted:
+                each.add(arrays, np.arange(start, start + table.num_rows))
+            self._rows += table.num_rows
+            if progress is not None:
+                progress(done, total)
+
+    def join(self, other: PartFit) -> None:
+        """Take what was seen in the training rows that follow."""
+        for mine, theirs in zip(self._fitted, other._fitted, strict=True):
+            mine.join(theirs)
+        self._rows += other._rows
+
+    def statistics(self, source: DataSource) -> StatisticsFile:
+        """What is known, once all row groups were read.
+
+        Raises:
+            UserError: a number has no value.
+        """
+        return StatisticsFile(
+            format=FORMAT,
+            data=source.fingerprint,
+            where=list(self._conditions),
+            rows=self._rows,
+            numbers={each.number.name: each.statistics() for each in self._fitted},
+        )
+
+
 def fit_numbers(
     recipe: Recipe,
     source: DataSource,
     size: int = SAMPLE_SIZE,
     progress: Progress | None = None,
 ) -> StatisticsFile:
-    """The statistics of every number of a recipe that needs some.
-
-    The rows that meet `data.splits.train` are read once, a row group at a time, and no others; memory is
-    that of a row group and of a sample for each number. The same rows in the same order give the same
-    statistics, however they are cut into files and row groups.
+    """The statistics of every number of a recipe that needs some, in one pass over its training rows.
 
     Args:
         recipe: numbers, training rows and seed.
@@ -103,33 +187,9 @@ def fit_numbers(
         UserError: no number needs statistics, a column is missing or of another kind, or a number
             has no value.
     """
-    fitted = [
-        _Fitted(each, number_source(recipe, index, source.schema), size, recipe.seed)
-        for index, each in enumerate(recipe.features.numbers)
-        if each.encoding.is_fitted
-    ]
-    if not fitted:
-        raise UserError(
-            "features.numbers: no number of the recipe is encoded by statistics; nothing to fit"
-        )
-    names = list(dict.fromkeys(name for each in fitted for name in each.source.columns))
-    conditions, rows = recipe.data.splits.train, 0
-    tables = filtered_tables(source, conditions, names, "data.splits.train")
-    for done, table in enumerate(tables, 1):
-        arrays = {name: one_array(table.column(name)) for name in names}
-        numbers = np.arange(rows, rows + table.num_rows)
-        for each in fitted:
-            each.add(arrays, numbers)
-        rows += table.num_rows
-        if progress is not None:
-            progress(done, len(source.group_rows))
-    return StatisticsFile(
-        format=FORMAT,
-        data=source.fingerprint,
-        where=list(conditions),
-        rows=rows,
-        numbers={each.number.name: each.statistics() for each in fitted},
-    )
+    fit = PartFit(recipe, source, size)
+    fit.read(source, progress=progress)
+    return fit.statistics(source)
 
 
 def write_statistics(fitted: StatisticsFile, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,11 @@ def raw_rows(
 
 
 def filtered_tables(
-    source: DataSource, conditions: Sequence[str], columns: Sequence[str], where: str
+    source: DataSource,
+    conditions: Sequence[str],
+    columns: Sequence[str],
+    where: str,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[pa.Table]:
     """The rows that meet the conditions, in the order of the files, one row group at a time.
 
@@ -91,17 +96,20 @@ def filtered_tables(
         conditions: as in `data.splits`; every row if there are none.
         columns: names of the columns.
         where: what the conditions are called in errors.
+        groups: row groups to read, in rising order; all if not given.
 
     Raises:
         UserError: a condition cannot be read, a column is missing, or a row group cannot be
             decoded.
     """
     rows = row_filter(conditions, source, where)
-    for file in range(len(source.files)):
-        arrow = source.arrow(file)
+    wanted = range(len(source.group_rows)) if groups is None else groups
+    for file, of_file in groupby(wanted, lambda group: int(source.group_file[group])):
+        arrow, fragments = source.arrow(file), source.fragments(file)
         source.schema.check_arrow(arrow, list(columns), source.files[file].name)
-        for group, fragment in enumerate(source.fragments(file)):
+        for group in of_file:
+            fragment = fragments[source.group_index[group]]
             try:
                 yield fragment.to_table(columns=list(columns), filter=rows.expression, schema=arrow)
             except (pa.ArrowException, OSError) as error:
-                raise unreadable(f"{source.files[file].name}: row group {group}", error) from None
+                raise unreadable(source.where(group), error) from None

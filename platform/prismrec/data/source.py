@@ -137,11 +137,14 @@ class DataSource:
         return list(fragment.split_by_row_group())
 
 
-def open_data(path: str | os.PathLike[str], *, skip_bad: bool = False) -> DataSource:
+def open_data(
+    path: str | os.PathLike[str], schema: DataSchema | None = None, *, skip_bad: bool = False
+) -> DataSource:
     """List a data set and read its schema and the footers of its files.
 
     Args:
         path: a directory, or a URL that Arrow or fsspec knows (`s3://`, `gs://`, `memory://`).
+        schema: meaning of the columns, in the place of `schema.json`.
         skip_bad: leave out files that are not Parquet, see `DataSource.left_out`. How many rows
             such a file had cannot be known, so that the data set is another one without it.
 
@@ -152,8 +155,11 @@ def open_data(path: str | os.PathLike[str], *, skip_bad: bool = False) -> DataSo
     where = os.fspath(path)
     filesystem, base = resolve_filesystem(where)
     listed = _list(filesystem, base, where)
-    text = _schema_text(filesystem, base, where)
-    schema = DataSchema.parse(text, f"{where}/{FILE_NAME}")
+    if schema is None:
+        text = _schema_text(filesystem, base, where)
+        schema = DataSchema.parse(text, f"{where}/{FILE_NAME}")
+    else:
+        text = schema.model_dump_json()
     paths = [_constants(name) for name, _ in listed]
     types = _partition_types(paths)
 

@@ -49,6 +49,14 @@ class IdCounter:
         if self._num_waiting > max(_LEAST_WAITING, len(self._ids) // 4):
             self._merge()
 
+    def join(self, other: IdCounter) -> None:
+        """Count what another one has counted."""
+        ids, counts = other.counted()
+        self.total += other.total
+        self._waiting.append((ids, counts))
+        self._num_waiting += len(ids)
+        self._merge()
+
     def counted(self) -> tuple[Ints, Ints]:
         """The distinct ids in rising order, and how often each was added."""
         self._merge()
@@ -78,6 +86,7 @@ def count_ids(
     columns: Mapping[str, Sequence[str]],
     conditions: Sequence[str],
     progress: Progress | None = None,
+    groups: Sequence[int] | None = None,
 ) -> dict[str, IdCounter]:
     """How often each id stands in some columns, missing ids left out, in one pass over the rows.
 
@@ -87,6 +96,7 @@ def count_ids(
             name for each group.
         conditions: as in `data.splits`; every row if there are none.
         progress: called after every row group with how many are read and how many there are.
+        groups: row groups to read, in rising order; all if not given.
 
     Raises:
         UserError: a column is missing or holds no ids, a condition cannot be read, or a row group
@@ -96,13 +106,14 @@ def count_ids(
     for name in names:
         source.schema.column(name, ("id", "ids"), "vocabulary")
     counters = {group: IdCounter() for group in columns}
-    groups = len(source.group_rows)
-    for done, table in enumerate(filtered_tables(source, conditions, names, "conditions"), 1):
+    total = len(source.group_rows) if groups is None else len(groups)
+    tables = filtered_tables(source, conditions, names, "conditions", groups)
+    for done, table in enumerate(tables, 1):
         for group, members in columns.items():
             for name in members:
                 counters[group].add(_ids(one_array(table.column(name))))
         if progress is not None:
-            progress(done, groups)
+            progress(done, total)
     return counters
 
 
@@ -208,7 +219,7 @@ def write_vocabularies(
             raise UserError(f"{each.out}: already there; --overwrite replaces it")
     wanted = {str(each.out): each.columns for each in files}
     counters = count_ids(source, wanted, conditions, progress)
-    return [_write(each.out, counters[str(each.out)], min_count) for each in files]
+    return [write_counted(each.out, counters[str(each.out)], min_count) for each in files]
 
 
 def _by_falling_count(counts: Ints) -> Ints:
@@ -219,7 +230,12 @@ def _by_falling_count(counts: Ints) -> Ints:
     return np.argsort(behind, kind="stable")
 
 
-def _write(out: Path, counter: IdCounter, min_count: int) -> Written:
+def write_counted(out: Path, counter: IdCounter, min_count: int = 1) -> Written:
+    """Write the vocabulary of ids that were counted, or another in its place; whole or not at all.
+
+    Raises:
+        UserError: no id is frequent enough.
+    """
     ids, counts = counter.counted()
     size = int((counts >= min_count).sum())
     if not size:

@@ -108,7 +108,7 @@ def write_parts(
     parts: ParquetParts | None = None
     try:
         for table in [_in_time(tables, schema)] if isinstance(tables, pa.Table) else tables:
-            table = _typed(table, schema)
+            table = typed(table, schema)
             if parts is None:
                 total = table.num_rows if isinstance(tables, pa.Table) else None
                 group = rows_per_group or group_rows(table, total)
@@ -209,8 +209,12 @@ def _in_time(table: pa.Table, schema: DataSchema) -> pa.Table:
     return table
 
 
-def _typed(table: pa.Table, schema: DataSchema) -> pa.Table:
-    """The columns in the schema's order and in the types the data format writes."""
+def typed(table: pa.Table, schema: DataSchema) -> pa.Table:
+    """The columns in the schema's order and in the types the data format writes.
+
+    Raises:
+        UserError: a column is missing or does not fit its kind.
+    """
     columns = {}
     for name, column in schema.columns.items():
         if name not in table.column_names:

@@ -102,6 +102,13 @@ class ValueCounts:
         if self._rows_waiting > max(2**20, 0 if self._counted is None else len(self._counted)):
             self._merge()
 
+    def join(self, other: ValueCounts) -> None:
+        """Count what another one has counted."""
+        other._merge()
+        if other._counted is not None:
+            self._waiting.append(other._counted)
+            self._merge()
+
     def _merge(self) -> None:
         tables = self._waiting if self._counted is None else [self._counted, *self._waiting]
         if not tables:

@@ -19,7 +19,7 @@ class Sample:
     """As many values of a stream as fit, each with the same chance, none twice.
 
     Every row has a hash of its number, and the values of the least hashes stay: the sample of a stream is
-    the same however it is cut, and samples of two parts could be joined. A stream no longer than `size`
+    the same however it is cut, and samples of two parts can be joined. A stream no longer than `size`
     is kept whole.
 
     Args:
@@ -46,6 +46,14 @@ class Sample:
         self.count += len(values)
         if self._held > 2 * self._size:
             self._drop()
+
+    def join(self, other: Sample) -> None:
+        """Take the rows of another part of the stream: a sample of the same size and seed."""
+        self._values += other._values
+        self._hashes += other._hashes
+        self._held += other._held
+        self.count += other.count
+        self._drop()
 
     def values(self) -> Doubles:
         """(min(size, count),) the values, rising."""
