@@ -71,14 +71,18 @@ def over_ray(
     def call(batch: dict[str, Any]) -> dict[str, Any]:
         given, every = ray.get(reference)
         found = np.empty(1, object)
-        found[0] = work(given, every[int(batch["item"][0])])
+        try:
+            found[0] = work(given, every[int(batch["item"][0])])
+        except UserError as error:
+            found[0] = error  # raised, it would reach nobody: Ray Data hands on its traceback only
         return {"found": found}
 
     numbers = [{"item": number} for number in range(len(items))]
     data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-    with _mistakes_told():
-        for row in data.map_batches(call, batch_size=1).iter_rows():
-            yield row["found"]
+    for row in data.map_batches(call, batch_size=1).iter_rows():
+        if isinstance(row["found"], UserError):
+            raise row["found"]
+        yield row["found"]
 
 
 def shuffled_join(rows: Rows, columns: list[str], join: OpenJoin, out: Path) -> None:
@@ -91,7 +95,7 @@ def shuffled_join(rows: Rows, columns: list[str], join: OpenJoin, out: Path) -> 
     """
     import ray.data
 
-    key, theirs = join.join.on, join.join.key_column
+    key, theirs, mistake = join.join.on, join.join.key_column, out.with_suffix(".txt")
     parts = max(2, -(-join.size // _JOIN_BYTES))
     left_types = {field.name: field.type for field in rows.source.arrow(0)}
     right_types = {field.name: field.type for field in join.source.arrow(0)}
@@ -101,12 +105,15 @@ def shuffled_join(rows: Rows, columns: list[str], join: OpenJoin, out: Path) -> 
     target = pa.schema([*fields, pa.field(ROW, pa.int64())])
 
     def left(batch: dict[str, Any]) -> pa.Table:
-        table, keys = rows.read(int(batch["id"][0]), columns)
+        with _mistakes_put(mistake):
+            table, keys = rows.read(int(batch["id"][0]), columns)
         numbered = table.select(columns).append_column(ROW, pa.array(keys.rows))
         return _with_plain_key(numbered, key)
 
     def right(batch: dict[str, Any]) -> pa.Table:
-        (table,) = filtered_tables(join.source, (), join.columns, join.where, [int(batch["id"][0])])
+        group = int(batch["id"][0])
+        with _mistakes_put(mistake):
+            (table,) = filtered_tables(join.source, (), join.columns, join.where, [group])
         taken = pa.table({names[name]: table.column(name) for name in join.join.columns})
         return _with_plain_key(taken.append_column(key, table.column(theirs)), key)
 
@@ -117,7 +124,7 @@ def shuffled_join(rows: Rows, columns: list[str], join: OpenJoin, out: Path) -> 
         ray.data.range(len(source.group_rows), override_num_blocks=len(source.group_rows))
         for source in (rows.source, join.source)
     )
-    with _mistakes_told():
+    with _mistakes_told(mistake):
         joined = ours.map_batches(left, batch_size=1).join(
             other.map_batches(right, batch_size=1), "left_outer", parts, on=(key,)
         )
@@ -132,16 +139,21 @@ def _with_plain_key(table: pa.Table, key: str) -> pa.Table:
 
 
 @contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """A `UserError` of a task is raised as itself, without what Ray wraps around it."""
-    import ray
-
+def _mistakes_put(path: Path) -> Iterator[None]:
+    """Write a `UserError` of a task into a file; Ray Data hands on its traceback only."""
     try:
         yield
-    except (ray.exceptions.RayError, RuntimeError, UserError) as error:
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, UserError):
-                raise UserError(seen.message) from None
-            seen = getattr(seen, "cause", None) or seen.__cause__
+    except UserError as error:
+        path.write_text(error.message)
+        raise
+
+
+@contextmanager
+def _mistakes_told(path: Path) -> Iterator[None]:
+    """Raise the `UserError` of a task as itself."""
+    try:
+        yield
+    except Exception:
+        if path.exists():
+            raise UserError(path.read_text()) from None
         raise

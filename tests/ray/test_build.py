@@ -95,11 +95,14 @@ def test_a_mistake_in_a_task_is_one_sentence_and_leaves_nothing(tmp_path: Path) 
     content = bytearray(path.read_bytes())
     content[100:3000] = os.urandom(2900)
     path.write_bytes(content)
-    done = command(plan, tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: b.parquet: row group 0: cannot be decoded")
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("out*"))
+    for how in ("broadcast", "shuffle"):
+        text = plan.read_text().replace('prefix = "item_"', f'prefix = "item_"\nhow = "{how}"')
+        (tmp_path / "how.toml").write_text(text)
+        done = command(tmp_path / "how.toml", tmp_path / "out")
+        assert done.returncode == 2
+        assert done.stderr.strip().startswith("error: b.parquet: row group 0: cannot be decoded")
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.slow
