@@ -47,7 +47,7 @@ def ray_means(address: str | None, tell: Stages, *, verbose: bool) -> Iterator[M
         context.execution_options.preserve_order = True
         context.execution_options.verbose_progress = False
         if not verbose:
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
         yield Means(over_ray, shuffled_join, tell)
 
 
