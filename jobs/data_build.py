@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from prismrec.config import UserError
-from prismrec.data.build.build import Means, Stages, build_data, run_here
-from prismrec.data.build.plan import BuildPlan
+from prismrec.data.building.build import Means, Stages, build_data, run_here
+from prismrec.data.building.plan import BuildPlan
 from prismrec.jobs.over_ray import ray_means
 
 
@@ -45,7 +45,7 @@ def run_build(
         overwrite: replace a data set that lies at `out`.
 
     Returns:
-        What `prismrec.data.build.build.build_data` returns.
+        What `prismrec.data.building.build.build_data` returns.
 
     Raises:
         UserError: plan, rows, joined tables or recipe are wrong, or `out` is taken.

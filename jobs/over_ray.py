@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import UserError
-from prismrec.data.build.build import Means, Stages
-from prismrec.data.build.plan import ROW
-from prismrec.data.build.rows import Rows
-from prismrec.data.build.tables import OpenJoin
+from prismrec.data.building.build import Means, Stages
+from prismrec.data.building.plan import ROW
+from prismrec.data.building.rows import Rows
+from prismrec.data.building.tables import OpenJoin
 from prismrec.data.lookup import filtered_tables
 
 Shared = TypeVar("Shared")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from prismrec.data.build.plan import load_plan
+from prismrec.data.building.plan import load_plan
 from prismrec.jobs.data_build import Where, run_build
 from tests.helpers import build_rows
 from tests.ray.commands import PROGRAM, await_, environment

@@ -21,7 +21,7 @@ from prismrec.config import Recipe, load
 from prismrec.config.models import BUILT_IN, Custom
 from prismrec.config.section import Section
 from prismrec.data.adapters import ADAPTERS
-from prismrec.data.build.plan import BuildPlan
+from prismrec.data.building.plan import BuildPlan
 from prismrec.data.schema import Kind
 from tests.helpers.source_tree import ROOT
 

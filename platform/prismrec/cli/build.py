@@ -31,7 +31,7 @@ def build(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Make a data set of Parquet files: join tables, give ids, split by time, sort, fit."""
-    from prismrec.data.build.plan import load_plan
+    from prismrec.data.building.plan import load_plan
     from prismrec.jobs.data_build import Where, run_build
 
     where = Where(not no_ray, address, is_verbose(context))

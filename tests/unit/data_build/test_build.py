@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismrec.config import UserError, load
-from prismrec.data.build import build as building
-from prismrec.data.build.build import Means, build_data, run_here
-from prismrec.data.build.files import group_count
-from prismrec.data.build.order import Keys, cut, group_order, overlap, rows_per_bucket
-from prismrec.data.build.plan import TimeSplits, load_plan
+from prismrec.data.building import build as building
+from prismrec.data.building.build import Means, build_data, run_here
+from prismrec.data.building.files import group_count
+from prismrec.data.building.order import Keys, cut, group_order, overlap, rows_per_bucket
+from prismrec.data.building.plan import TimeSplits, load_plan
 from prismrec.data.fit_numbers import fit_numbers
 from prismrec.data.lookup import filtered_tables
 from prismrec.data.source import open_data
