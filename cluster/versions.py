@@ -37,7 +37,7 @@ STACKS = (
 PINS = {"ray": "2.60.0", "mlflow": "3.17.2", "pyarrow": "25.0.1", "numpy": "2.4"}
 """Pinned versions; a shorter one allows any release below it."""
 
-EXTRAS = {"ray": "ray[default,train,data,tune]"}
+EXTRAS = {"ray": "ray[default,serve,train,data,tune]"}
 """Requirements that ask for more than the bare package."""
 
 Lookup = Callable[[str], str | None]

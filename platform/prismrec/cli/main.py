@@ -26,6 +26,7 @@ from prismrec.cli import (
     output,
     plan,
     run,
+    serve,
     tables,
     zoo,
 )
@@ -60,6 +61,7 @@ app.command("zoo", epilog=zoo.EXAMPLE)(zoo.zoo)
 app.command("train", epilog=run.TRAIN_EXAMPLE)(run.train)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
+app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("analyze", epilog=analyze.EXAMPLE)(analyze.analyze)
 app.add_typer(cluster.app, name="cluster")

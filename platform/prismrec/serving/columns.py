@@ -69,7 +69,7 @@ def _array(values: Any, name: str, kind: Kind) -> pa.Array:
         return values
     try:
         return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
         raise _wrong(name, kind, str(error).splitlines()[0][:120]) from None
 
 

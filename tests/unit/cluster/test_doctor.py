@@ -69,7 +69,7 @@ def test_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     other = doctor.check_pin("ray", "1.0.0")
     assert (other.status, other.fix) == (
         "warn",
-        "python -m pip install 'ray[default,train,data,tune]==1.0.0'",
+        "python -m pip install 'ray[default,serve,train,data,tune]==1.0.0'",
     )
     gone = doctor.check_pin("no-such-distribution", "2.4")
     assert (gone.status, gone.found) == ("fail", "not installed")

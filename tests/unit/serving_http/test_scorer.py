@@ -1,0 +1,81 @@
+"""Requests that are scored together, and the change from one model to another between them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prismrec.serving.http.requests import Limits, RequestError
+from prismrec.serving.scorer import Scorer, ServedModel
+from tests.unit.serving.world import RAW, make_world, random_raw
+
+
+def body(raw: dict[str, Any]) -> bytes:
+    return json.dumps({"inputs": raw}).encode()
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Scorer:
+    return Scorer(ServedModel(make_world().model(tmp_path), "ctr", 1), Limits(rows=40))
+
+
+def test_together_is_as_alone(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    inference = scorer.model.inference
+    ours = type(inference).probabilities
+
+    def counted(self: Any, columns: Any) -> torch.Tensor:
+        calls.append(len(columns["item"]))
+        return ours(self, columns)
+
+    monkeypatch.setattr(type(inference), "probabilities", counted)
+    raws = [random_raw(rows, rows) for rows in (3, 17, 1, 20, 30)]
+    whole = random_raw(2, 9)
+    whole["age"] = [1, 2]  # integers, which fit no column of floats
+    raws.append(whole)
+    requests = [scorer.read(body(raw)) for raw in raws]
+    requests.append(scorer.read(body({name: [] for name in RAW})))
+    outcomes = scorer.score(requests)
+    # 20 more rows would be over the limit of 40; the others differ in the types of their columns.
+    assert sorted(calls) == [2, 20, 21, 30]
+    for raw, outcome in zip(raws, outcomes, strict=False):
+        assert isinstance(outcome, torch.Tensor)
+        expected = torch.sigmoid(make_world().expected_logits(raw))
+        assert torch.allclose(outcome, expected, atol=1e-6)
+    assert isinstance(outcomes[-1], torch.Tensor)
+    assert outcomes[-1].shape == (0, 2)
+
+
+def test_one_wrong_request_spares_the_others(scorer: Scorer) -> None:
+    good = random_raw(4)
+    wrong = {**good, "hist": [[1]] * 4, "hist_w": [[1.0], [1.0], [1.0, 2.0], [1.0]]}
+    huge = {**good, "age": [0.0, 3e38, 0.0, 0.0]}
+    requests = [scorer.read(body(each)) for each in (good, wrong, huge, good)]
+    first, second, third, fourth = scorer.score(requests)
+    expected = torch.sigmoid(make_world().expected_logits(good)).numpy()
+    for outcome in (first, fourth):
+        assert isinstance(outcome, torch.Tensor)
+        assert np.allclose(outcome, expected, atol=1e-6)
+    assert isinstance(second, RequestError)
+    assert second.message.startswith("column 'hist_w': row 2 has 2 weights for 1 ids")
+    assert isinstance(third, RequestError)
+    assert third.message.startswith("row 1: its numbers are too large")
+
+
+def test_a_request_is_answered_by_the_model_it_was_read_for(scorer: Scorer, tmp_path: Path) -> None:
+    raw = random_raw(3)
+    before = scorer.read(body(raw))
+    (tmp_path / "next").mkdir()
+    scorer.replace(ServedModel(make_world(0.1).model(tmp_path / "next"), "ctr", 2))
+    after = scorer.read(body(raw))
+    assert [each.model.version for each in (before, after)] == [1, 2]
+    assert scorer.model.label == "ctr/2"
+    for outcome, scale in zip(scorer.score([before, after]), (0.5, 0.1), strict=True):
+        assert isinstance(outcome, torch.Tensor)
+        expected = torch.sigmoid(make_world(scale).expected_logits(raw))
+        assert torch.allclose(outcome, expected, atol=1e-6)
