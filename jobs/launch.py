@@ -159,7 +159,7 @@ def _torch_config(backend: str) -> Any:
 
 def _explained(error: Exception, files: RunFiles, order: dict[str, Any]) -> Exception:
     """The user's mistake behind a failure, or a sentence that says where to look."""
-    message = files.read_error(order["attempt"])
+    message = files.read_error(order["attempt"]) or files.read_hang()
     if message:
         return UserError(message)
     return UserError(

@@ -93,6 +93,7 @@ def world(directory: Path) -> Path:
 
 def home(directory: Path, data: Path) -> Home:
     """A folder with the recipe of a run on `data`."""
+    directory.mkdir(parents=True, exist_ok=True)
     made = Home(directory, data)
     made.recipe.write_text(RECIPE.format(here=directory, data=data))
     return made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from prismrec.checkpoint import latest
-from prismrec.config import Recipe, load
-from prismrec.data.encode.tables import encoders_of
-from prismrec.data.ledger import Ledger
-from prismrec.data.reader import Reader
-from prismrec.data.source import open_data
 from tests.ray import commands
 from tests.ray.commands import Home
+from tests.ray.ledger import every_row_once
 
 pytestmark = pytest.mark.ray
 
@@ -43,29 +38,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
 @pytest.fixture
 def at(tmp_path: Path, data: Path) -> Home:
     return commands.home(tmp_path, data)
-
-
-def every_row_once(at: Home) -> None:
-    """The final checkpoint's ledger holds every row of every epoch exactly once."""
-    extra = commands.manifest(at.run())["extra"]
-    ledger, recipe = Ledger.from_json(extra["ledger"]), load(at.recipe)
-    reader = training_reader(recipe)
-    assert ledger.epochs == (0, 1)
-    assert ledger.num_rows == 2 * reader.num_rows == extra["state"]["rows_seen"]
-    for epoch in ledger.epochs:
-        rows: Counter[tuple[int, int, int]] = Counter()
-        for lane, ranges in enumerate(ledger.ranges(epoch)):
-            for start, stop in ranges:
-                places = reader.rows_at(epoch, lane, start, stop)
-                rows.update(zip(*(part.tolist() for part in places), strict=True))
-        assert len(rows) == reader.num_rows
-        assert set(rows.values()) == {1}
-
-
-def training_reader(recipe: Recipe) -> Reader:
-    source = open_data(recipe.data.path)
-    encoders = encoders_of(recipe, source.schema)
-    return Reader(source, recipe, "train", encoders, training=True)
 
 
 def status(at: Home) -> tuple[str, int]:

@@ -118,6 +118,9 @@ class TrainSection(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients make one step; only 1 works, because the tables are updated in every
     backward pass."""
+    hang_timeout_s: float = Field(default=600.0, ge=0)
+    """Seconds without a finished step or evaluated batch after which the workers count as hung: their
+    stacks are written and they end. 0 waits for ever."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """What a loss that is not finite does: `stop` ends the run, `skip` leaves the step's rows out of the
     weights, `rollback` does that from the last checkpoint on. Under the last two an infinite number in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -76,6 +76,8 @@ class Splits:
         self.source = source
         self._recipe = recipe
         self.ranks = ranks
+        self.on_batch: Callable[[], None] = lambda: None
+        """Called for every batch that is evaluated."""
         self._share = Share(ranks.rank, ranks.world_size)
         self.encoders = encoders_of(recipe, source.schema)
         """By field that is looked up, from its ids or codes to rows of its table."""
@@ -137,6 +139,7 @@ class Splits:
     def batches(self, split: str) -> Iterator[Batch]:
         """All batches of a split but train, in the order of the files; the same number on every rank."""
         for batch, _ in self._others[split].epoch():
+            self.on_batch()
             yield batch
 
     def id_counts(self) -> IdCounts:
@@ -213,6 +216,24 @@ class Feed:
         self._after: deque[ReaderState] = deque()
         self._lanes = splits.train.lanes
         self._waited = 0.0
+        self._newest: Batch | None = None
+        self.is_waiting = False
+        """Whether the loop waits for a batch right now."""
+
+    def newest(self) -> str:
+        """The newest batch in words: what it holds of each feature, and up to where the lanes are read."""
+        if self._newest is None:
+            return "none yet"
+        batch, after = self._newest, next(reversed(list(self._after)), None)
+        parts = [each for each in (batch.sparse, batch.managed, batch.sequence) if each is not None]
+        ids = {
+            key: n
+            for part in parts
+            for key, n in zip(part.keys(), part.length_per_key(), strict=True)
+        }
+        place = "" if after is None else f", epoch {after.epoch}, lanes up to {list(after.offsets)}"
+        counts = ", ".join(f"{key} {count}" for key, count in ids.items())
+        return f"{batch.num_rows} rows{place}; ids: {counts}"
 
     def __enter__(self) -> Feed:
         return self
@@ -229,8 +250,10 @@ class Feed:
         return self
 
     def __next__(self) -> Batch:
-        start = time.perf_counter()
+        start, self.is_waiting = time.perf_counter(), True
         batch, after = next(self._stream)
+        self.is_waiting = False
+        self._newest = batch
         self._waited += time.perf_counter() - start
         self._after.append(after)
         return batch

@@ -37,6 +37,7 @@ from prismrec.train.sentinel import RolledBack, Sentinel
 from prismrec.train.sharding import ShardedModel, shard_model
 from prismrec.train.state import TrainState
 from prismrec.train.tracker import Probe, Tracker
+from prismrec.train.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -114,15 +115,17 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
             finite.
     """
     for start in itertools.count():
+        seconds = recipe.train.hang_timeout_s
         try:
-            return _train(recipe, source, session, f"{session.attempt}-{start}")
+            with Watchdog(session.ranks, session.files, seconds) as watchdog:
+                return _train(recipe, source, session, watchdog, f"{session.attempt}-{start}")
         except RolledBack as back:
             _log.warning("step %d: %s; back to the last checkpoint", back.incident.step, back)
     raise AssertionError("unreachable: the sentinel ends the run before")
 
 
 def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
-    recipe: Recipe, source: DataSource, session: Session, attempt: str
+    recipe: Recipe, source: DataSource, session: Session, watchdog: Watchdog, attempt: str
 ) -> Outcome:
     """One start of `train`; `attempt` differs at each."""
     ranks = session.ranks
@@ -148,7 +151,9 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
     pipeline = Pipeline(sharded, sentinel)
     stop, stopped = StopRequest(session.stop_files(), ranks), ""
     signals = signals_ask(session.stop_files()[1])
+    splits.on_batch = lambda: watchdog.moved(state.step, "an evaluated batch")
     with signals, saver.settled(), Feed(splits, state, total_steps) as feed:
+        watchdog.follow(feed)
         while state.step < total_steps and not state.stopped_early:
             stopped = stop.agreed()
             if stopped:
@@ -160,6 +165,7 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
                 feed.drop(state, saver.ledger)
             else:
                 meter.add(output, feed.take(state, saver.ledger), feed.waited())
+            watchdog.moved(state.step)
             is_evaluated = splits.evaluates_after(state.step)
             if meter.is_due(state.step) or saver.is_due(state.step) or is_evaluated:
                 sentinel.check()
@@ -175,15 +181,17 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
                     session.log(report.named("valid") | seen, state)
                     evaluator.judge(report, state)
                     sharded.optimizers.start_at(state.step, state.worse)
-                    saver.save(state, report)
+                    with watchdog.paused():
+                        saver.save(state, report)
             elif saver.is_due(state.step):
-                with meter.paused():
+                with meter.paused(), watchdog.paused():
                     saver.save(state)
 
     pipeline.close()
     sentinel.check()
     rows_per_second = meter.examples_per_second()
-    saver.finish(state)
+    with watchdog.paused():
+        saver.finish(state)
     why = stopped or ("patience" if state.stopped_early else "")
     unknown_ids = _unknown_ids(recipe, session, sharded, splits, state)
     dropped = sorted(saver.ledger.dropped)

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_terminals: list[int] = []
+"""Where standard error went before each `library_output` that is open."""
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def tell(text: str) -> None:
+    """Write a line where standard error went before `library_output` took it."""
+    os.write(_terminals[0] if _terminals else 2, f"{text}\n".encode())
 
 
 @contextmanager
@@ -48,6 +56,8 @@ def _redirected(target: int, descriptors: tuple[int, ...]) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(each) for each in descriptors]
+    terminal = os.dup(2)
+    _terminals.append(terminal)
     for each in descriptors:
         os.dup2(target, each)
     try:
@@ -58,3 +68,5 @@ def _redirected(target: int, descriptors: tuple[int, ...]) -> Iterator[None]:
         for each, before in zip(descriptors, kept, strict=True):
             os.dup2(before, each)
             os.close(before)
+        _terminals.remove(terminal)
+        os.close(terminal)

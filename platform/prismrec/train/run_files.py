@@ -70,6 +70,23 @@ class RunFiles:
         return self.directory / "nonfinite.json"
 
     @property
+    def hang(self) -> Path:
+        """Why the workers were ended that hung last, if they were."""
+        return self.directory / "hang.txt"
+
+    def write_hang(self, message: str) -> None:
+        """Put down why workers that hang are ended."""
+        _write_whole(self.hang, message)
+
+    def read_hang(self) -> str:
+        """Why the last workers were ended, if they hung, or an empty text."""
+        return self.hang.read_text() if self.hang.exists() else ""
+
+    def sign(self, rank: int) -> Path:
+        """A rank's last sign of life."""
+        return self.directory / "alive" / f"rank-{rank:05d}.json"
+
+    @property
     def bundle(self) -> Path:
         """The inference copy."""
         return self.directory / "model"
@@ -85,7 +102,12 @@ class RunFiles:
 
     def begin(self) -> None:
         """Forget how an earlier start of the run ended, and what it exported."""
-        for path in (self.outcome, *self.directory.glob("stop*"), *self.directory.glob("error-*")):
+        for path in (
+            self.outcome,
+            self.hang,
+            *self.directory.glob("stop*"),
+            *self.directory.glob("error-*"),
+        ):
             path.unlink(missing_ok=True)
         if self.bundle.exists():
             shutil.rmtree(self.bundle)
