@@ -29,6 +29,7 @@ def says_what_hung(run: Path, silent: int) -> None:
     assert "train/loop.py" in log, "the thread that trains among them"
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_ends_a_run_without_ray_with_a_sentence(
     tmp_path: Path, data: Path
 ) -> None:

@@ -1,0 +1,45 @@
+"""Growth of a process over a run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import MIB, Look, growth, page
+
+
+def looks(per_1000_mib: float, files: int = 20, late_threads: int = 8) -> list[Look]:
+    """Three looks at each of 20 saved steps; one of three meets a checkpoint being written."""
+    found = []
+    for step in range(500, 10_500, 500):
+        base = int((100 + per_1000_mib * step / 1000) * MIB)
+        threads = late_threads if step > 7_500 else 8
+        found += [Look(step, base + more * MIB, files, threads) for more in (0, 0, 50)]
+    return found
+
+
+def test_the_slope_is_that_of_the_second_half() -> None:
+    found = growth(looks(0.5))
+    assert found.per_1000_mib == pytest.approx(0.5, abs=1e-6)
+    assert (found.start_mib, found.end_mib) == (pytest.approx(102.5), pytest.approx(105))
+    assert found.files == (20, 20)
+    assert found.holds
+    assert not growth(looks(1.5)).holds
+    assert not growth(looks(0, late_threads=9)).holds
+
+
+def test_the_page_says_whether_it_holds() -> None:
+    assert "not\nat all, holds." in page({"rank 0": growth(looks(0.5))}, 10_000, 500, 9.5)
+    assert "does not hold" in page({"rank 0": growth(looks(1.5))}, 10_000, 500, 9.5)
+
+
+@pytest.mark.slow
+def test_a_short_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """2,000 steps: caches still fill, so that only files and threads are held to their rule."""
+    monkeypatch.setattr(sys, "argv", ["soak", "--steps", "2000", "--every", "100"])
+    monkeypatch.setattr(soak, "MOST_GROWTH_MIB", 10.0)
+    with pytest.raises(SystemExit) as ended:
+        soak.main()
+    assert ended.value.code == 0, capsys.readouterr().out
