@@ -198,7 +198,7 @@ def page(found: Mapping[str, Growth], steps: int, every: int, minutes: float) ->
         "# A long run",
         "",
         f"`python -m benchmarks.soak --steps {steps} --every {every} --out benchmarks/results/soak.md`:",
-        f"two plain processes, {steps:,} steps of 256 rows, an evaluation and a checkpoint every {every} steps,",
+        f"two plain processes, {steps:,} steps of 256 rows, evaluation and checkpoint every {every} steps,",
         f"MLflow in an SQLite file; {minutes:.0f} minutes, at low priority beside other work. The second half",
         "of the run, open files and threads as medians of its two parts:",
         "",
