@@ -96,19 +96,9 @@ def evaluate_model(
     with opened_model(model, uri) as opened:
         inference = opened.inference
         recipe, source = inference.recipe, open_data(data)
-        evaluation = Evaluation(
-            recipe.task_names,
-            ("domain",) if recipe.features.domain else (),
-            grouped=recipe.features.group is not None,
-        )
-        start, done = time.perf_counter(), 0
-        for table in split_tables(recipe, source, split, inference.columns):
-            if table.num_rows:
-                _update(evaluation, inference, table, source)
-            done += table.num_rows
-            progress(done, source.num_rows)
+        start = time.perf_counter()
+        metrics, done = measure(inference, recipe, source, split, progress)
         check_not_empty(done, data, split)
-        metrics = evaluation.compute()
         whole = {key: value for key, value in metrics.items() if key.count("/") == 1}
         return {
             "model": opened.name,
@@ -119,6 +109,36 @@ def evaluate_model(
             "rows": done,
             "examples_per_second": done / (time.perf_counter() - start),
         }
+
+
+def measure(
+    inference: InferenceModel, recipe: Recipe, source: DataSource, split: str, progress: Progress
+) -> tuple[dict[str, float], int]:
+    """Metrics of an inference copy over a split, and how many rows that has.
+
+    Args:
+        inference: the model.
+        recipe: says which rows the split has; tasks, group and domain are the model's.
+        source: the data set.
+        split: `train`, `valid`, `test` or `all`.
+        progress: told the rows done so far and the rows of the data set.
+
+    Raises:
+        UserError: the split or a column is missing, or a label is not 0, 1 or missing.
+    """
+    own = inference.recipe
+    evaluation = Evaluation(
+        own.task_names,
+        ("domain",) if own.features.domain else (),
+        grouped=own.features.group is not None,
+    )
+    done = 0
+    for table in split_tables(recipe, source, split, inference.columns):
+        if table.num_rows:
+            _update(evaluation, inference, table, source)
+        done += table.num_rows
+        progress(done, source.num_rows)
+    return (evaluation.compute() if done else {}), done
 
 
 def predict_data(model: str, data: str, out: Path, uri: str, progress: Progress) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class _Display:
 
     def take(self, event: dict[str, Any]) -> None:
         values = event.get("values", {})
-        if event["event"] == "parameters" and "total_steps" in values:
+        if event["event"] == "parameters" and values.get("total_steps"):
             self.progress.update(self._bar, description="training", total=values["total_steps"])
         elif event["event"] == "file":
             self._file(Path(event["path"]))
@@ -78,7 +78,7 @@ class _Display:
         if values.get("train/loss") is not None:
             note = f"loss {values['train/loss']:.4f}  {values['train/examples_per_second']:,.0f} rows/s"
             self.progress.update(self._bar, completed=step, note=note)
-        for split in ("valid", "test"):
+        for split in ("window", "valid", "test"):
             parts = [
                 f"{task} "
                 + " ".join(

@@ -62,8 +62,7 @@ def publish(
             registered then.
     """
     checkpoint = Path(outcome["checkpoint"])
-    with _source(recipe, checkpoint) as source:
-        report = export_model(files.bundle, source, read_held_out(files.held_out, recipe))
+    report = export_checkpoint(recipe, checkpoint, files)
     tracker.log_metrics({f"export/{k}": v for k, v in report.items()}, outcome["steps"])
     tracker.log_file(files.plan)
     if files.gradients.exists():
@@ -86,6 +85,19 @@ def publish(
         },
     )
     return Published(f"models:/{info.name}/{info.version}", info.version, tracker.run_id)
+
+
+def export_checkpoint(recipe: Recipe, checkpoint: Path, files: RunFiles) -> dict[str, float]:
+    """Write the inference copy of a checkpoint and hold it against the trainer's logits.
+
+    Returns:
+        What was compared, see `export_model`.
+
+    Raises:
+        UserError: they differ by more than is allowed; no copy is left then.
+    """
+    with _source(recipe, checkpoint) as source:
+        return export_model(files.bundle, source, read_held_out(files.held_out, recipe))
 
 
 def bundle_of_checkpoint(checkpoint: Path, out: Path) -> Path:

@@ -13,6 +13,7 @@ from prismrec.config.section import Section
 
 _FREE = re.compile(
     r"(workers|train|evaluate|checkpoint|tracking|export)\..+|out|data\.on_bad_file|calibration(\..+)?"
+    r"|online\.(?!window$).+"
     r"|embedding\.(layout|sharding|kernel|cache_load_factor|reserved_memory|communication\..+)"
     r"|embedding\.tables\.[^.]+\.(layout|sharding|kernel)"
 )

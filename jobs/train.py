@@ -19,6 +19,7 @@ from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.encode.copies import with_absolute_paths
+from prismrec.data.schema import DataSchema
 from prismrec.data.source import DataSource, open_recipe_data
 from prismrec.embeddings.communication import check_communication
 from prismrec.embeddings.optimizers import check_optimizers
@@ -35,6 +36,8 @@ from prismrec.train.process_group import resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles, latest_run, new_run
 
+NOTHING = "nothing is registered"
+"""Of a run that registers one model, at its end."""
 _ANY_MEMORY = 2**62
 """Bytes of a rank where its memory is not known yet."""
 
@@ -127,13 +130,13 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         RunStopped: a signal ended the run.
     """
     find_modules_in(str(Path.cwd()))
-    recipe = _absolute(recipe)
+    recipe = with_absolute_data(recipe)
     source = check_before_start(recipe)
     if not options.resume:
         check_start(recipe, source)
     files = latest_run(recipe) if options.resume else new_run(recipe)
     if options.resume:
-        recipe = _resumable(recipe, files)
+        recipe = resumable(recipe, files)
         files.begin()
     own = nullcontext(options.console) if options.console else console_of_stderr()
     with (
@@ -141,7 +144,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         signals_end(),
         library_output(files.directory / "log" / "driver.log", verbose=options.verbose),
     ):
-        tracker = _tracker(recipe, files)
+        tracker = open_tracker(recipe, files)
         files.record({"run": tracker.run_id, "data": recipe.data.path})
         tracker.sample_system()
         tracker.log_parameters(flatten(recipe) | {"data.fingerprint": source.fingerprint})
@@ -153,13 +156,13 @@ def run_training(recipe: Recipe, options: Options) -> Result:
             "modules": str(Path.cwd()),
             "threads": threads_asked(),
         }
-        with _ended(tracker, files):
+        with run_ended(tracker, files):
             with (
                 shown_progress(files.events, console, recipe.task_names),
                 signals_ask(files.stop()),
             ):
                 (run_on_ray if options.use_ray else run_locally)(recipe, files, order)
-            outcome = _outcome(files)
+            outcome = outcome_of(files)
             published = publish(recipe, files, outcome, tracker)
     return Result(
         files,
@@ -176,15 +179,22 @@ def run_training(recipe: Recipe, options: Options) -> Result:
 
 
 @contextmanager
-def _ended(tracker: MlflowTracker, files: RunFiles) -> Iterator[None]:
-    """End the record in MLflow according to how the block ends, and leave nothing half-written."""
+def run_ended(tracker: MlflowTracker, files: RunFiles, registered: str = NOTHING) -> Iterator[None]:
+    """End the record in MLflow according to how the block ends, and leave nothing half-written.
+
+    Args:
+        tracker: the run's record.
+        files: the run's directory.
+        registered: what to say of the registry when a second signal ends the run.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         remove_unfinished(files.checkpoints)
         tracker.close("KILLED")
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-        raise RunStopped(_left(files, f"ended at once by {number.name}"), 128 + number) from error
+        message = what_is_left(files, f"ended at once by {number.name}", registered)
+        raise RunStopped(message, 128 + number) from error
     except RunStopped:
         tracker.close("KILLED")
         raise
@@ -195,8 +205,12 @@ def _ended(tracker: MlflowTracker, files: RunFiles) -> Iterator[None]:
     tracker.close("FINISHED")
 
 
-def _outcome(files: RunFiles) -> dict[str, Any]:
+def outcome_of(files: RunFiles, registered: str = NOTHING) -> dict[str, Any]:
     """What the workers came to.
+
+    Args:
+        files: the run's directory.
+        registered: what to say of the registry when a signal ended the run.
 
     Raises:
         RunStopped: they left because they were asked to.
@@ -206,20 +220,23 @@ def _outcome(files: RunFiles) -> dict[str, Any]:
     names = [asked(files.stop()), outcome["stopped_by"] if outcome else ""]
     for name in names:
         if name in signal.Signals.__members__:
-            raise RunStopped(_left(files, f"stopped by {name}"), 128 + signal.Signals[name])
+            raise RunStopped(
+                what_is_left(files, f"stopped by {name}", registered), 128 + signal.Signals[name]
+            )
     if outcome is None:
         raise UserError(f"the workers ended without an outcome; see {files.log(0).parent}")
     return outcome
 
 
-def _left(files: RunFiles, how: str) -> str:
+def what_is_left(files: RunFiles, how: str, registered: str) -> str:
+    """A sentence on what a run that ended early has saved."""
     saved = latest(files.checkpoints)
     if saved is None:
-        return f"{how} before anything was saved; nothing is registered, start the run again"
-    return f"{how}; saved in {saved}, nothing is registered; --resume goes on from there"
+        return f"{how} before anything was saved; {registered}, start the run again"
+    return f"{how}; saved in {saved}, {registered}; --resume goes on from there"
 
 
-def _absolute(recipe: Recipe) -> Recipe:
+def with_absolute_data(recipe: Recipe) -> Recipe:
     """The recipe with local paths of what it reads that mean the same in every process."""
     recipe, path = with_absolute_sources(with_absolute_paths(recipe)), recipe.data.path
     if "://" in path:
@@ -228,7 +245,7 @@ def _absolute(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def _tracker(recipe: Recipe, files: RunFiles) -> MlflowTracker:
+def open_tracker(recipe: Recipe, files: RunFiles) -> MlflowTracker:
     """The run's record in MLflow: the one it has already when it is resumed, else a new one."""
     known = files.facts().get("run")
     if known:
@@ -243,18 +260,27 @@ def check_before_start(recipe: Recipe) -> DataSource:
         UserError: what is wrong.
     """
     source = open_recipe_data(recipe)
+    check_machines(recipe, source.schema)
+    return source
+
+
+def check_machines(recipe: Recipe, schema: DataSchema) -> None:
+    """What can be wrong about recipe and device, whatever the rows are.
+
+    Raises:
+        UserError: what is wrong.
+    """
     device = resolve_device(recipe.train.device)
-    spec, count = spec_of(recipe, source.schema), recipe.workers.count
+    spec, count = spec_of(recipe, schema), recipe.workers.count
     check_optimizers(spec, device)
     copies = recipe.embedding.ranks_per_copy
     machines = Placement(count, count, device, _ANY_MEMORY, 1).one_copy(copies)
     if machines.world_size > 1:
         check_communication(spec, recipe.data.global_batch_size // count)
     check_ways(choose_layouts(spec, machines), machines)
-    return source
 
 
-def _resumable(recipe: Recipe, files: RunFiles) -> Recipe:
+def resumable(recipe: Recipe, files: RunFiles) -> Recipe:
     """The recipe to go on with, which is the run's from now on."""
     check_resumable(files.read_recipe(), recipe, files.directory)
     files.write_recipe(recipe)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prismrec.analysis.collapse import CollapseProbe
-from prismrec.config import UserError
+from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_per_process
 from prismrec.data.source import open_recipe_data
 from prismrec.train.events import EventLog
 from prismrec.train.interrupts import signals_ask
-from prismrec.train.loop import Outcome, Session, train
+from prismrec.train.loop import Session, train
+from prismrec.train.online import train_online
 from prismrec.train.process_group import Ranks, process_group, resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
@@ -34,8 +36,8 @@ def work(order: dict[str, Any]) -> None:
 
     Args:
         order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run and URI),
-            `modules`, the folder of the user's own models, and `threads`, the most threads of a
-            worker, if the user set it.
+            `modules`, the folder of the user's own models, `threads`, the most threads of a
+            worker, if the user set it, and `online`, whether the data are a stream.
     """
     find_modules_in(order["modules"])
     files = RunFiles(Path(order["directory"]))
@@ -55,27 +57,27 @@ def work(order: dict[str, Any]) -> None:
             probe = CollapseProbe(below, device=ranks.device) if below else None
             session = Session(ranks, files, tracker, _attempt(order, ranks), probe)
             with signals_ask(session.stop_files()[1]):
-                outcome = train(recipe, open_recipe_data(recipe), session)
+                outcome = _trained(recipe, session, is_online=order.get("online", False))
         except UserError as error:
             files.write_error(order["attempt"], error)
             raise
         finally:
             tracker.close()
         if ranks.is_first:
-            files.write_outcome(_outcome(outcome))
+            files.write_outcome(outcome)
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "checkpoint": str(outcome.checkpoint),
-        "steps": outcome.steps,
-        "metrics": outcome.metrics,
-        "examples_per_second": outcome.examples_per_second,
-        "stopped_by": outcome.stopped_by,
-        "unknown_ids": outcome.unknown_ids,
-        "skipped": outcome.skipped,
-        "dropped_steps": outcome.dropped_steps,
-    }
+def _trained(recipe: Recipe, session: Session, *, is_online: bool) -> dict[str, Any]:
+    """Train on a data set or a stream, and what it came to as JSON values.
+
+    Collective: every rank calls it.
+    """
+    outcome = (
+        train_online(recipe, session)
+        if is_online
+        else train(recipe, open_recipe_data(recipe), session)
+    )
+    return asdict(outcome) | {"checkpoint": str(outcome.checkpoint)}
 
 
 def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:

@@ -1,4 +1,4 @@
-"""`prismrec train`, `evaluate`, `predict` and `demo`."""
+"""`prismrec train`, `online`, `evaluate`, `predict` and `demo`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 TRAIN_EXAMPLE = (
     "Example: prismrec train jobs/recipes/kuairand_me_dcnv2.toml data.path=out/kuairand --workers 2"
 )
+ONLINE_EXAMPLE = "Example: prismrec online jobs/recipes/online.toml data.path=out/stream"
 EVALUATE_EXAMPLE = "Example: prismrec evaluate models:/ctr@champion --data out/kuairand"
 PREDICT_EXAMPLE = (
     "Example: prismrec predict models:/ctr@champion --data out/kuairand --out out/predictions"
@@ -31,35 +32,33 @@ DataPath = Annotated[str, typer.Option("--data", help="A data set with the model
 Uri = Annotated[
     str, typer.Option("--tracking-uri", help="The MLflow server or SQLite file of the registry.")
 ]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes that train; workers.count.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A running Ray cluster; workers.address.")
+]
+NoRay = Annotated[
+    bool, typer.Option("--no-ray", help="Plain processes of this machine instead of Ray.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the recipe's newest run.")]
 
 
 def train(  # noqa: PLR0913 - the options of a command are its arguments
     context: typer.Context,
     recipe: RecipePath,
     overrides: Overrides = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that train; workers.count.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="A running Ray cluster; workers.address.")
-    ] = None,
-    no_ray: Annotated[
-        bool, typer.Option("--no-ray", help="Plain processes of this machine instead of Ray.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the recipe's newest run.")
-    ] = False,
+    workers: Workers = None,
+    address: Address = None,
+    no_ray: NoRay = False,
+    resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model, evaluate it, and register its inference copy."""
     from prismrec.config import load
     from prismrec.jobs.train import Options, RunStopped, run_training
 
-    changes = [*(overrides or [])]
-    if workers is not None:
-        changes.append(f"workers.count={workers}")
-    if address is not None:
-        changes.append(f'workers.address="{address}"')
+    changes = _changes(overrides, workers, address)
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
     try:
         result = run_training(load(recipe, changes), options)
@@ -70,6 +69,59 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
         output.print_json(result.to_json())
     else:
         show_result(result.to_json(), result.stopped_by)
+
+
+def online(  # noqa: PLR0913 - the options of a command are its arguments
+    context: typer.Context,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    address: Address = None,
+    no_ray: NoRay = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on files as they arrive, window by window, and publish versions of the model."""
+    from prismrec.config import load
+    from prismrec.jobs.online import run_online
+    from prismrec.jobs.train import Options, RunStopped
+
+    options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
+    try:
+        result = run_online(load(recipe, _changes(overrides, workers, address)), options)
+    except RunStopped as stopped:
+        output.note(stopped.message)
+        raise typer.Exit(stopped.exit_code) from None
+    document = result.to_json()
+    if as_json:
+        output.print_json(document)
+        return
+    rows = [
+        [
+            each["period"],
+            each["model"] or "",
+            "yes" if each.get("is_champion") else "",
+            each["reason"],
+        ]
+        for each in document["periods"]
+    ]
+    output.print_table(["windows", "version", "champion", "why"], rows)
+    output.note(
+        f"{document['windows']} windows, {document['rows']:,} rows; {document['late_files']} files "
+        f"came late, {document['skipped_rows']:,} rows of them were left out"
+    )
+    output.note(f"run         {document['run']} in {document['directory']}")
+    output.note(f"look at it  mlflow ui --backend-store-uri {document['tracking']}")
+
+
+def _changes(overrides: list[str] | None, workers: int | None, address: str | None) -> list[str]:
+    """The overrides of a recipe with those that have options of their own."""
+    changes = [*(overrides or [])]
+    if workers is not None:
+        changes.append(f"workers.count={workers}")
+    if address is not None:
+        changes.append(f'workers.address="{address}"')
+    return changes
 
 
 def evaluate(

@@ -28,6 +28,7 @@ from prismrec.config.models.base import Common
 from prismrec.config.models.interactions import part_problems
 from prismrec.config.models.sequence import module_problems
 from prismrec.config.objectives import objective_problems
+from prismrec.config.online import OnlineSection, online_problems
 from prismrec.config.placement import placement_problems
 from prismrec.config.section import Section
 from prismrec.config.sequence_tables import sequence_problems
@@ -63,6 +64,8 @@ class Recipe(Section):
     tracking: TrackingSection = TrackingSection()
     calibration: CalibrationSection | None = None
     """`[calibration]`: how logits are put right when training has ended; not at all if not given."""
+    online: OnlineSection | None = None
+    """`[online]`: windows of a stream, for `prismrec online`."""
     export: ExportSection = ExportSection()
     workers: WorkersSection = WorkersSection()
 
@@ -114,6 +117,9 @@ class Recipe(Section):
             *objective_problems([task.loss for task in self.tasks], self.features.group),
             *domain_problems(self.features, needs_domain=self.needs_domain),
             *phase_problems(self.train, self.model),
+            *online_problems(
+                self.online, self.features, track_touched=self.embedding.track_touched
+            ),
             *(self.model.problems(self) if isinstance(self.model, Common) else ()),
         ]
         if problems:
@@ -381,15 +387,22 @@ def _column_problems(recipe: Recipe) -> list[str]:
         )
     if recipe.calibration is not None and recipe.data.splits.valid is None:
         problems.append("data.splits.valid: [calibration] is fitted on these rows; name them")
-    metric, tasks = recipe.evaluate.metric, recipe.task_names
-    if metric is not None:
-        task, _, kind = metric.partition("/")
-        kinds = ("auc", "gauc", "logloss", "ne", "rig", "pcoc", "ece")
-        if task not in tasks or kind not in kinds:
-            known = [f"{name}/{each}" for name in tasks for each in kinds]
-            problems.append(f"evaluate.metric: unknown metric '{metric}'; {nearest(metric, known)}")
-        elif kind == "gauc" and recipe.features.group is None:
-            problems.append("features.group: evaluate.metric = 'gauc' needs the column of groups")
+    metrics = {"evaluate.metric": recipe.evaluate.metric}
+    if recipe.online is not None:
+        metrics["online.metric"] = recipe.online.metric
+    for key, metric in metrics.items():
+        if metric is not None:
+            problems += _metric_problems(recipe, key, metric)
     if "batch" == getattr(recipe.model, "norm", None) and recipe.data.global_batch_size < 2:
         problems.append("model.norm: batch moments need at least 2 rows in a batch")
     return problems
+
+
+def _metric_problems(recipe: Recipe, key: str, metric: str) -> Iterator[str]:
+    task, _, kind = metric.partition("/")
+    kinds = ("auc", "gauc", "logloss", "ne", "rig", "pcoc", "ece")
+    if task not in recipe.task_names or kind not in kinds:
+        known = [f"{name}/{each}" for name in recipe.task_names for each in kinds]
+        yield f"{key}: unknown metric '{metric}'; {nearest(metric, known)}"
+    elif kind == "gauc" and recipe.features.group is None:
+        yield f"features.group: {key} = 'gauc' needs the column of groups"

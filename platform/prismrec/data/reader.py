@@ -45,9 +45,9 @@ class Reader:
         training: rows come in `data.order` and negatives are sampled; else as the files lie.
 
     Raises:
-        UserError: the recipe has no such split, the split has fewer rows than lanes, a column is
-            missing or of the wrong kind, a label is null in every row, or the files are not in
-            the order of time that is asked for.
+        UserError: the recipe has no such split, a column is missing or of the wrong kind, or the
+            files are not in the order of time that is asked for. But for the windows of a stream
+            also: the split has fewer rows than lanes, or a label is null in every row.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Reader:
         training: bool = False,
     ) -> None:
         self._data, self._seed = recipe.data, recipe.seed
+        self._may_be_small = recipe.online is not None  # one window of a stream
         self.columns = read_columns(recipe, source, encoders, training)
         """What is decoded, and as what."""
         rows = _split(recipe, split, source)
@@ -69,9 +70,9 @@ class Reader:
         self.lanes = self._cut_lanes(split)
         """The lanes of the split, those of other ranks included."""
         self._owned = self._own(share)
-        check_labels(source, rows, self._counts, self.columns.labels, self._skipped)
-        dealt = self.lanes.dealt
-        time = self.columns.time if dealt else None
+        if not self._may_be_small:
+            check_labels(source, rows, self._counts, self.columns.labels, self._skipped)
+        time = self.columns.time if self._kind == "time" else None
         self._order = time_order(source, self._counts, time) if time else _file_order(self._counts)
         self._decoder = Decoder(
             source, self.columns, rows, self._counts, self._seed, time, self._skipped
@@ -164,12 +165,13 @@ class Reader:
 
     def _cut_lanes(self, split: str) -> Lanes:
         num_rows, lanes = int(self._counts.sum()), self._data.lanes
-        if num_rows < lanes:
+        if num_rows < lanes and not (self._may_be_small and num_rows):
             raise UserError(
                 f"data.lanes: the split '{split}' has {num_rows} rows for {lanes} lanes; "
                 f"loosen data.splits.{split} or use fewer lanes"
             )
-        return Lanes(num_rows, lanes, self._data.global_batch_size // lanes, self._kind == "time")
+        dealt = self._kind == "time" or num_rows < lanes
+        return Lanes(num_rows, lanes, self._data.global_batch_size // lanes, dealt)
 
     def _own(self, share: Share) -> range:
         owned = self.lanes.owned(share)

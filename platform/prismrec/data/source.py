@@ -153,8 +153,39 @@ def open_data(
             a file is not Parquet, or its columns do not fit the schema.
     """
     where = os.fspath(path)
+    source = open_files(where, _list(*resolve_filesystem(where), where), schema, skip_bad=skip_bad)
+    if source.num_rows == 0:
+        raise UserError(
+            f"{where}: its {len(source.files)} Parquet files hold 0 rows; write some data"
+        )
+    return source
+
+
+class NotParquetError(UserError):
+    """A file that is none of Parquet, or not yet: it is written up to its footer, which is its end."""
+
+
+def open_files(
+    path: str | os.PathLike[str],
+    listed: Sequence[tuple[str, int]],
+    schema: DataSchema | None = None,
+    *,
+    skip_bad: bool = False,
+) -> DataSource:
+    """Open some files of a data set; there may be none of them, or none with a row.
+
+    Args:
+        path: as for `open_data`.
+        listed: name under the directory and bytes of every file, sorted.
+        schema: as for `open_data`.
+        skip_bad: as for `open_data`.
+
+    Raises:
+        NotParquetError: a file is not Parquet.
+        UserError: there is no `schema.json`, or the columns of a file do not fit it.
+    """
+    where = os.fspath(path)
     filesystem, base = resolve_filesystem(where)
-    listed = _list(filesystem, base, where)
     if schema is None:
         text = _schema_text(filesystem, base, where)
         schema = DataSchema.parse(text, f"{where}/{FILE_NAME}")
@@ -171,7 +202,7 @@ def open_data(
             return _read_footer(filesystem, f"{base}/{name}", (name, size, raw), (schema, types))
         except (pa.ArrowException, OSError) as error:
             if not skip_bad or isinstance(error, FileNotFoundError | PermissionError):
-                raise UserError(
+                raise NotParquetError(
                     f"{name}: not a Parquet file ({first_line(error)}); write it again, remove it, or "
                     "go on without it by data.on_bad_file = 'skip'"
                 ) from None
@@ -186,8 +217,6 @@ def open_data(
     source = DataSource(where, filesystem, base, schema, files, types, digest, left_out)
     for index, file in enumerate(files):
         schema.check_arrow(source.arrow(index), list(schema.columns), f"{where}/{file.name}")
-    if source.num_rows == 0:
-        raise UserError(f"{where}: its {len(files)} Parquet files hold 0 rows; write some data")
     return source
 
 
@@ -248,16 +277,26 @@ def _list(filesystem: fs.FileSystem, base: str, where: str) -> list[tuple[str, i
         raise UserError(f"{where}: no such directory; data.path names a directory of Parquet files")
     if kind == fs.FileType.File:
         raise UserError(f"{where}: a file; data.path names the directory that holds it")
+    found = list_files(filesystem, base)
+    if not found:
+        raise UserError(
+            f"{where}: no *.parquet file in it or below; `prismrec data prepare` writes them"
+        )
+    return found
+
+
+def list_files(filesystem: fs.FileSystem, base: str) -> list[tuple[str, int]]:
+    """Name under a directory and bytes of every Parquet file in it or below, sorted by name.
+
+    A file is one of the data set when its name ends with `.parquet` and no part of its path begins
+    with `.` or `_`.
+    """
     found = []
     for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True)):
         name = info.path.lstrip("/")[len(base.lstrip("/")) :].lstrip("/")
         hidden = any(part[0] in "_." for part in name.split("/"))
         if info.type == fs.FileType.File and name.endswith(".parquet") and not hidden:
             found.append((name, int(info.size)))
-    if not found:
-        raise UserError(
-            f"{where}: no *.parquet file in it or below; `prismrec data prepare` writes them"
-        )
     return sorted(found)
 
 

@@ -56,6 +56,35 @@ def plot_pushes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], pat
     return _save(figure, path)
 
 
+def plot_windows(
+    starts: Sequence[int], curves: Mapping[str, Sequence[float | None]], path: Path
+) -> Path:
+    """Metrics of a stream's windows against time, a panel for each kind of metric.
+
+    Args:
+        starts: first time of every window.
+        curves: a value for every window, None where it has none, by `task/kind`.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    kinds = list(dict.fromkeys(name.rpartition("/")[2] for name in curves))
+    figure = Figure(figsize=(7, 2.2 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        for name, values in curves.items():
+            task, _, own = name.rpartition("/")
+            if own == kind:
+                numbers = [np.nan if value is None else value for value in values]
+                axes.plot(starts, numbers, label=task, marker=".")
+        axes.set_ylabel(kind)
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    panels[-1].set_xlabel("start of the window, before it was trained on")
+    return _save(figure, path)
+
+
 def plot_calibration(bins: Mapping[str, CalibrationBins], path: Path) -> Path:
     """Observed rate against predicted probability, both on a logarithmic scale.
 

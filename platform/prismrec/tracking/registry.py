@@ -267,8 +267,7 @@ class Registry:
                 metric.
         """
         candidate = self.show(model)
-        number = self._holder(candidate.name, to)
-        holder = None if number is None else self._version(candidate.name, number)
+        holder = self.holder(candidate.name, to)
         if holder is not None and holder.version == candidate.version:
             return Decision(True, f"{candidate.label} is '{to}' already")
         if force:
@@ -286,6 +285,15 @@ class Registry:
                 )
             self._client.set_registered_model_alias(candidate.name, to, str(candidate.version))
         return decision
+
+    def holder(self, name: str, alias: str) -> ModelVersionInfo | None:
+        """The version of a model that has an alias, None where nobody has.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        number = self._holder(name, alias)
+        return None if number is None else self._version(name, number)
 
     def export(self, model: str, out: Path) -> Path:
         """Copy a model's files to a new directory.

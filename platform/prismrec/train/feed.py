@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from prismrec.config import Recipe, UserError
 from prismrec.data.batch import Batch
 from prismrec.data.encode.codes import CodeEncoder
+from prismrec.data.encode.encoders import Encoder
 from prismrec.data.encode.numbers.encoders import NumberEncoder
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import ReaderState, Share
@@ -63,6 +64,25 @@ class IdCounts:
         return shares
 
 
+class RunRows(Protocol):
+    """The rows of a run, as far as its checkpoints have to know them again."""
+
+    @property
+    def source(self) -> DataSource:
+        """The data set: its schema and fingerprint."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """This process among the others."""
+
+    @property
+    def digest(self) -> str:
+        """Equal where the same rows lie in the same lanes."""
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """What this rank passed over so far: split, file, row group, rows and reason of each."""
+
+
 class Splits:
     """The rows of one rank in every split of the recipe.
 
@@ -70,16 +90,23 @@ class Splits:
         recipe: data, features and tasks.
         source: the data set.
         ranks: which lanes are ours.
+        encoders: those of `encoders_of`, where they are made already.
     """
 
-    def __init__(self, recipe: Recipe, source: DataSource, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: DataSource,
+        ranks: Ranks,
+        encoders: Mapping[str, Encoder] | None = None,
+    ) -> None:
         self.source = source
         self._recipe = recipe
         self.ranks = ranks
         self.on_batch: Callable[[], None] = lambda: None
         """Called for every batch that is evaluated."""
         self._share = Share(ranks.rank, ranks.world_size)
-        self.encoders = encoders_of(recipe, source.schema)
+        self.encoders = encoders or encoders_of(recipe, source.schema)
         """By field that is looked up, from its ids or codes to rows of its table."""
         self.train = self._reader("train", training=True)
         """Reader of the training rows."""
@@ -88,6 +115,11 @@ class Splits:
             for split in ("valid", "test")
             if getattr(recipe.data.splits, split) is not None
         }
+
+    @property
+    def digest(self) -> str:
+        """Equal where the same training rows lie in the same lanes."""
+        return self.train.digest
 
     def skipped(self) -> list[dict[str, Any]]:
         """What this rank passed over so far: split, file, row group, rows and reason of each."""

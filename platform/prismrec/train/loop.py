@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,17 +134,17 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
     splits = Splits(recipe, source, ranks)
     splits.agree()
     total_steps = splits.total_steps()
-    precision = _precision(recipe, session)
+    precision = choose_precision(recipe, session)
     sharded = shard_model(recipe, spec, ranks, is_bf16=precision == "bf16", total_steps=total_steps)
     digests = file_digests(recipe, splits.encoders)
     saver = Saver(recipe, splits, sharded, session.files, attempt, digests)
     state = saver.resume()
     if not saver.has_resumed:
-        _start_weights(recipe, source, sharded, session)
+        take_start_weights(recipe, source, sharded, session)
     sharded.optimizers.start_at(state.step, state.worse)
     phases = PhasePlan(recipe.train.phases, total_steps, sharded)
     evaluator = Evaluator(recipe, sharded, splits.frequency())
-    _record_start(session, sharded, state, precision, total_steps)
+    record_start(session, sharded, state, {"precision": precision, "total_steps": total_steps})
 
     meter = Meter(recipe, sharded.leaf.objective, ranks, total_steps)
     sentinel = Sentinel(recipe, sharded, session.files.nonfinite)
@@ -158,7 +158,7 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
             stopped = stop.agreed()
             if stopped:
                 break
-            torch.manual_seed(_step_seed(recipe.seed, state.step, ranks.rank))
+            torch.manual_seed(step_seed(recipe.seed, state.step, ranks.rank))
             phases.before(state.step)
             output = pipeline.step(feed)
             if sentinel.has_dropped:
@@ -170,14 +170,14 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
             if meter.is_due(state.step) or saver.is_due(state.step) or is_evaluated:
                 sentinel.check()
             if meter.is_due(state.step):
-                pushes = _pushes(session, sharded, state)
+                pushes = pushes_of(session, sharded, state)
                 told = sharded.managed_ids() | phases.metrics() | sentinel.metrics()
                 told |= saver.skipped.metrics(saver.ledger)
                 session.log(meter.read() | pushes | told, state)
             if is_evaluated:
                 with meter.paused(), pipeline.detached():
                     report = evaluator.run(splits.batches("valid"))
-                    seen = _of_tables(recipe, session, sharded, splits, state)
+                    seen = metrics_of_tables(recipe, session, sharded, splits, state)
                     session.log(report.named("valid") | seen, state)
                     evaluator.judge(report, state)
                     sharded.optimizers.start_at(state.step, state.worse)
@@ -209,7 +209,7 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
     return replace(outcome, checkpoint=checkpoint, metrics=metrics, skipped=found)
 
 
-def _start_weights(
+def take_start_weights(
     recipe: Recipe, source: DataSource, sharded: ShardedModel, session: Session
 ) -> None:
     """Put what the recipe takes from elsewhere in the place of drawn weights, and tell what."""
@@ -280,7 +280,7 @@ def _final_report(
     return report.metrics
 
 
-def _precision(recipe: Recipe, session: Session) -> str:
+def choose_precision(recipe: Recipe, session: Session) -> str:
     """What the recipe says, or for `auto` what this run was started with, or what is faster now.
 
     Collective: every rank calls it.
@@ -294,10 +294,10 @@ def _precision(recipe: Recipe, session: Session) -> str:
     return precision
 
 
-def _record_start(
-    session: Session, sharded: ShardedModel, state: TrainState, precision: str, total_steps: int
+def record_start(
+    session: Session, sharded: ShardedModel, state: TrainState, facts: Mapping[str, Any]
 ) -> None:
-    """Put down where the tables are, what they take and how long the run is.
+    """Put down where the tables are, what they take, and other facts of the run.
 
     Collective: every rank calls it.
     """
@@ -306,16 +306,10 @@ def _record_start(
     if session.ranks.is_first:
         session.files.write_plan(sharded.plan)
         session.files.record(memory.facts())
-        session.tracker.log_parameters(
-            {
-                "precision": precision,
-                "world_size": session.ranks.world_size,
-                "total_steps": total_steps,
-            }
-        )
+        session.tracker.log_parameters({"world_size": session.ranks.world_size, **facts})
 
 
-def _of_tables(
+def metrics_of_tables(
     recipe: Recipe, session: Session, sharded: ShardedModel, splits: Splits, state: TrainState
 ) -> dict[str, float]:
     """What an evaluation records of the tables: their ids, how full they are, what the probe sees.
@@ -328,7 +322,7 @@ def _of_tables(
     return seen | session.probe(sharded.shards(), sharded.spec, state.step)
 
 
-def _pushes(session: Session, sharded: ShardedModel, state: TrainState) -> dict[str, float]:
+def pushes_of(session: Session, sharded: ShardedModel, state: TrainState) -> dict[str, float]:
     """How hard the objective pushed the logits since the last reading, if the recipe asks for it.
 
     Collective: every rank calls it.
@@ -342,6 +336,6 @@ def _pushes(session: Session, sharded: ShardedModel, state: TrainState) -> dict[
     return {each.name: each.mean for each in pushes}
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of one rank's dropout at one step: a resumed run draws what the first would have."""
     return (seed * 1_000_003 + step) * 65_537 + rank

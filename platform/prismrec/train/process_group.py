@@ -62,16 +62,18 @@ class Ranks:
         Collective: every rank calls it; what the others give is ignored.
 
         Args:
-            text: at most 1,024 bytes of UTF-8.
+            text: any text.
         """
         if self.world_size == 1:
             return text
-        letters = torch.zeros(1024, dtype=torch.uint8)
+        encoded = text.encode() if self.is_first else b""
+        size = torch.tensor([len(encoded)])
+        dist.broadcast(size, 0)
+        letters = torch.zeros(int(size), dtype=torch.uint8)
         if self.is_first:
-            encoded = text.encode()
-            letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+            letters = torch.tensor(list(encoded), dtype=torch.uint8)
         dist.broadcast(letters, 0)
-        return bytes(letters.tolist()).rstrip(b"\0").decode()
+        return bytes(letters.tolist()).decode()
 
     def first_text(self, text: str) -> str:
         """The text of the lowest rank that gives one, on every rank; empty where none does.

@@ -34,7 +34,7 @@ from prismrec.data.encode.copies import copied_files, copy_files, named_files
 from prismrec.data.ledger import Ledger
 from prismrec.embeddings import access
 from prismrec.train.evaluate import Report
-from prismrec.train.feed import Splits
+from prismrec.train.feed import RunRows
 from prismrec.train.run_files import RunFiles
 from prismrec.train.sentinel import RolledBack
 from prismrec.train.sharding import ShardedModel
@@ -59,7 +59,7 @@ class Saver:
     def __init__(
         self,
         recipe: Recipe,
-        splits: Splits,
+        splits: RunRows,
         sharded: ShardedModel,
         files: RunFiles,
         attempt: str,
@@ -89,6 +89,8 @@ class Saver:
         """What cannot be decoded; the ledger of every checkpoint names it."""
         self.has_resumed = False
         """Whether the weights are those of a checkpoint of this run."""
+        self.beside: dict[str, Any] = {}
+        """What else goes into every checkpoint, as JSON; after `resume`, what was in that one."""
 
     def is_due(self, step: int) -> bool:
         """Whether the recipe wants a checkpoint after this step."""
@@ -164,7 +166,7 @@ class Saver:
             ("fingerprint", self._source.fingerprint),
             ("lanes", self._recipe.data.lanes),
             ("seed", self._recipe.seed),
-            ("rows", self._splits.train.digest),
+            ("rows", self._splits.digest),
         ):
             if extra.get(key, ours) != ours:  # checkpoints of earlier versions have no rows
                 raise UserError(
@@ -176,6 +178,7 @@ class Saver:
         self._sharded.steps_before = extra.get("steps_before", 0)
         self._sharded.set_steps_done(state.step)
         self._saved_step = state.step
+        self.beside = extra.get("beside", {})
         self.has_resumed = True
         return state
 
@@ -250,13 +253,14 @@ class Saver:
         return {
             "state": state.to_json(),
             "ledger": self.ledger.to_json(),
+            "beside": self.beside,
             "recipe": dump(self._recipe),
             "plan": self._sharded.plan,
             "steps_before": self._sharded.steps_before,
             "lanes": self._recipe.data.lanes,
             "seed": self._recipe.seed,
             "fingerprint": self._source.fingerprint,
-            "rows": self._splits.train.digest,
+            "rows": self._splits.digest,
             "schema": self._source.schema.model_dump(exclude_defaults=True),
             "files": self._digests,
             "versions": {

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from prismrec.data.ledger import Ledger
-from prismrec.train.feed import Splits
+from prismrec.train.feed import RunRows
 
 
 class SkippedRows:
@@ -20,7 +20,7 @@ class SkippedRows:
             none, and the ranks do not speak about it.
     """
 
-    def __init__(self, splits: Splits, *, is_allowed: bool) -> None:
+    def __init__(self, splits: RunRows, *, is_allowed: bool) -> None:
         self._splits = splits
         self._is_allowed = is_allowed
         self.found: list[dict[str, Any]] = []
