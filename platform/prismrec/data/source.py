@@ -317,7 +317,7 @@ def _warn(where: str, left_out: dict[str, str], count: int) -> None:
             "%s/%s: not a Parquet file (%s); it is left out, as data.on_bad_file = 'skip' says",
             where, name, why,
         )  # fmt: skip
-    if len(left_out) == count:
+    if count and len(left_out) == count:
         raise UserError(f"{where}: none of its {count} files is a Parquet file; write them again")
 
 

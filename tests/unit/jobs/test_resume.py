@@ -10,7 +10,7 @@ import pytest
 
 from prismrec.config import UserError
 from prismrec.jobs.resume import check_resumable
-from prismrec.jobs.train import _resumable
+from prismrec.jobs.train import resumable
 from prismrec.train.run_files import RunFiles
 from tests.helpers.runs import Start, alone, make_recipe, write_rows
 
@@ -84,7 +84,7 @@ def test_a_run_goes_on_in_another_layout(data: Path, tmp_path: Path, optimizer: 
     files.directory.mkdir()
     files.write_recipe(begun)
     undisturbed, first = alone([Start(whole, tmp_path / "whole"), Start(begun, files.directory)])
-    recipe = _resumable(now, files)
+    recipe = resumable(now, files)
     assert files.read_recipe() == recipe == now
     (second,) = alone([Start(recipe, files.directory, "second")])
 
