@@ -12,7 +12,9 @@ from typing import Any
 from benchmarks.channel import ROOT
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-_PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
+COMMIT = "PRISMREC_COMMIT"
+"""Environment variable that names the commit where the files came without their history."""
 
 
 def machine() -> dict[str, Any]:
@@ -34,7 +36,9 @@ def machine() -> dict[str, Any]:
 
 def sentence(facts: dict[str, Any]) -> str:
     """The same facts in one line."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in facts["versions"].items() if version
+    )
     return (
         f"commit {facts['commit']}: {facts['processor']}, {facts['cores']} cores "
         f"({', '.join(facts['flags'])}), {facts['memory_gib']} GiB, Python {facts['python']}, "
@@ -51,6 +55,8 @@ def _version(package: str) -> str | None:
 
 def commit() -> str:
     """The commit of this checkout, and whether anything but results was changed since."""
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -59,4 +65,4 @@ def commit() -> str:
 
     code = ("--", ".", ":!benchmarks/results")
     changed = git("status", "--porcelain", "--untracked-files=no", *code)
-    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")

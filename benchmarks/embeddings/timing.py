@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.clock import Clock, CudaClock
 from benchmarks.embeddings.peers import Peer
 from benchmarks.embeddings.ranks import SLOW_MS, SLOW_WINDOWS
 from prismrec.train.process_group import Ranks
@@ -119,41 +119,6 @@ def _window(timed: Timed, ranks: Ranks) -> tuple[float, float]:
         clock.mark()
     parts = clock.milliseconds()
     return sum(parts[::2]) / timed.steps, sum(parts) / timed.steps
-
-
-class Clock:
-    """Times between marks, by the processor's clock."""
-
-    def __init__(self) -> None:
-        self._marks: list[float] = []
-
-    def mark(self) -> None:
-        """Note the time."""
-        self._marks.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """From each mark to the next."""
-        times = zip(self._marks, self._marks[1:], strict=False)
-        return [(stop - start) * 1e3 for start, stop in times]
-
-
-class CudaClock:
-    """Times between marks, on the device's own stream."""
-
-    def __init__(self) -> None:
-        self._marks: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        """Note the time when the device gets here."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append(event)
-
-    def milliseconds(self) -> list[float]:
-        """From each mark to the next."""
-        self._marks[-1].synchronize()
-        times = zip(self._marks, self._marks[1:], strict=False)
-        return [start.elapsed_time(stop) for start, stop in times]
 
 
 def copy_rate(device: torch.device, size: int) -> float:

@@ -18,7 +18,7 @@ from prismrec.config.placement import COLUMN_KINDS, KINDS
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from tests.helpers.sharded import Case, Trained, draw, loss_of, places, together
 from tests.helpers.shared_ranks import trained
-from tests.helpers.tables import PlainTables
+from tests.helpers.tables import Piece, PlainTables
 
 WORLDS = {1: 1, 2: 1, 4: 2}
 """Numbers of ranks, each with the number of machines they pretend to be on."""
@@ -134,7 +134,17 @@ class Expected:
 @cache
 def _expected(name: str, world: int) -> Expected:
     spec = SPECS[name]()
-    plain = PlainTables(spec, together(spec, places(spec, world, WORLDS[world])))
+    return expected_of(spec, together(spec, places(spec, world, WORLDS[world])))
+
+
+def expected_of(spec: EmbeddingSpec, pieces: list[list[Piece]]) -> Expected:
+    """Train a specification in the plain reference.
+
+    Args:
+        spec: sets and tables.
+        pieces: what shares a row-wise accumulator, see `PlainTables`.
+    """
+    plain = PlainTables(spec, pieces)
     outputs = []
     for step in range(5):
         sets = plain.lookup(*draw(spec, step))
@@ -160,6 +170,11 @@ CELLS = [
 def test_sharded_equals_plain(world: int, name: str, table: str) -> None:
     expected, index = _expected(name, world), list(SPECS).index(name)
     ranks = [results[index] for results in trained(world, "test_kinds")]
+    check_table(ranks, expected, table)
+
+
+def check_table(ranks: list[Trained], expected: Expected, table: str) -> None:
+    """Hold what the ranks found of a table in every set to the reference."""
     spec, plain = expected.tables.spec, expected.tables
     (of_table,) = [each for each in spec.tables if each.name == table]
     for m, each in enumerate(spec.sets):

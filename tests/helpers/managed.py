@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,7 @@ class Case:
         interval: steps between two admissions.
         ttl_steps: steps after which an id unseen loses its row.
         weighted: whether the ids of bags have weights.
+        device: "cpu" or "cuda"; what is found comes back to the CPU.
     """
 
     optimizer: str = "adagrad"
@@ -115,6 +117,7 @@ class Case:
     interval: int = 2
     ttl_steps: int | None = None
     weighted: bool = True
+    device: str = "cpu"
 
 
 def spec_of_case(case: Case) -> EmbeddingSpec:
@@ -308,8 +311,9 @@ def _train(case: Case) -> Found:
     holder = torch.nn.ModuleDict(
         {"tables": build_collection(spec, meta), "managed": build_managed(spec, meta)}
     )
-    plan = sharding_plan(holder, places(spec, world, 1), "cpu", world)
-    sharded = shard_tables(holder, spec, plan, torch.device("cpu"), Sharder())
+    device = torch.device(case.device)
+    plan = sharding_plan(holder, places(spec, world, 1), case.device, world)
+    sharded = shard_tables(holder, spec, plan, device, Sharder())
     shards = local_shards(sharded.dmp, spec, rank, {})
     initialize(shards, spec)
     managed = ManagedTables(sharded.dmp, spec)
@@ -318,18 +322,18 @@ def _train(case: Case) -> Found:
     share = BATCH // world
     for step in range(1, STEPS + 1):
         sets = _looked_up(modules, views, draw(step), rank * share, share, case)
-        outputs.append([each.detach().clone() for each in sets])
+        outputs.append([each.detach().cpu().clone() for each in sets])
         (loss_of(sets, rank * share) * world).backward()
     before = managed.state()
-    metrics = managed.metrics(_summed, torch.device("cpu"))
+    metrics = managed.metrics(_summed, device)
     sharded.dmp.eval()
     with torch.no_grad():
         _looked_up(modules, views, draw(1), rank * share, share, case)
     after = managed.state()
-    silent = managed.metrics(_summed, torch.device("cpu"))
+    silent = managed.metrics(_summed, device)
     return Found(
         outputs=outputs,
-        shards=[(s.key, s.row, s.weight.clone(), dict(s.states)) for s in shards],
+        shards=[(s.key, s.row, s.weight.cpu().clone(), _on_cpu(s.states)) for s in shards],
         owners={each.table: (each.row, each.rows["ids"].tolist()) for each in after},
         metrics=metrics,
         evaluated=_same(before, after)
@@ -349,7 +353,10 @@ def _looked_up(
 
     plain = _kjt(batch, ["tag"], (first, share), case)
     managed = _kjt(batch, [f for f in FIELDS if f != "tag"], (first, share), case)
-    pooled = side_by_side([modules["tables"](plain), modules["managed"](managed)[0]])
+    device = torch.device(case.device)
+    pooled = side_by_side(
+        [modules["tables"](plain.to(device)), modules["managed"](managed.to(device))[0]]
+    )
     return views(pooled)
 
 
@@ -367,6 +374,10 @@ def _kjt(batch: tuple[Bags, Weights], fields: list[str], rows: tuple[int, int], 
         torch.tensor([len(bag) for f in fields for bag in bags[f][here]], dtype=torch.int32),
         torch.tensor(of_ids) if case.weighted else None,
     )
+
+
+def _on_cpu(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: state.cpu() for name, state in states.items()}
 
 
 def _summed(tensor: Tensor) -> Tensor:

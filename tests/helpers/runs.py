@@ -192,12 +192,12 @@ def train_one(start: Start) -> Trained:
     """
     from prismrec.data.source import open_data
     from prismrec.train.loop import Session, train
-    from prismrec.train.process_group import process_group
+    from prismrec.train.process_group import process_group, resolve_device
     from prismrec.train.run_files import RunFiles
 
     start.directory.mkdir(parents=True, exist_ok=True)
     record = Recorder()
-    with process_group("cpu") as ranks:
+    with process_group(resolve_device(start.recipe.train.device)) as ranks:
         session = Session(ranks, RunFiles(start.directory), record, start.attempt)
         outcome = train(start.recipe, open_data(start.recipe.data.path), session)
     return Trained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Case:
         schedule: factor on the learning rates.
         clip_norm: largest norm of the gradient of the dense weights, of which there are none.
         bags: of each step, without weights; those of `draw` if there are none.
+        device: "cpu" or "cuda"; what is found comes back to the CPU.
     """
 
     spec: EmbeddingSpec
@@ -49,6 +50,7 @@ class Case:
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float | None = None
     bags: Sequence[Bags] = ()
+    device: str = "cpu"
 
 
 @dataclass
@@ -84,9 +86,10 @@ def places(
             TablePlace(
                 physical.name,
                 of_table,
-                "dense" if of_table == "data_parallel" else "fused",
+                _kernel(physical, of_table),
                 physical.table.rows,
                 strips(*_cut(physical, of_table, index, world_size // hosts, hosts)),
+                0.5 if physical.table.kernel == "fused_uvm_caching" else None,
             )
         )
     return found
@@ -132,8 +135,10 @@ def loss_of(sets: list[Tensor], start: int, batch: int = BATCH) -> Tensor:
     total = sets[0].new_zeros(())
     for m, x in enumerate(sets):
         count = x[0].numel()
-        factor = torch.cos(torch.arange(count, dtype=torch.double) * (m + 1)).to(x.dtype)
-        rows = torch.arange(start + 1, start + 1 + x.shape[0], dtype=x.dtype) / batch
+        factor = torch.cos(torch.arange(count, dtype=torch.double) * (m + 1)).to(x)
+        rows = (
+            torch.arange(start + 1, start + 1 + x.shape[0], dtype=x.dtype, device=x.device) / batch
+        )
         scores = (x.flatten(1) * factor).sum(1) / count**0.5
         total = total + ((scores - (m + 1) * rows) ** 2).sum()
     return total
@@ -171,11 +176,11 @@ def train_case(case: Case) -> Trained:
     of_copy = case.ranks_per_copy or world
     placed = places(spec, of_copy, max(1, of_copy // local))
     if case.ranks_per_copy:
-        env = copies_env(of_copy, "cpu", min(of_copy, local))
+        env = copies_env(of_copy, case.device, min(of_copy, local))
         placed = places_of_copy(placed, rank // of_copy * of_copy)
-    plan = sharding_plan(holder, placed, "cpu", local)
+    plan = sharding_plan(holder, placed, case.device, local)
     sharder = Sharder(make_codecs(spec.communication, share))
-    sharded = shard_tables(holder, spec, plan, torch.device("cpu"), sharder, env)
+    sharded = shard_tables(holder, spec, plan, torch.device(case.device), sharder, env)
     optimizers = Optimizers(sharded.dmp, {}, sharded.plain, case.schedule, case.steps)
     optimizers.copies = TableCopies(sharded.dmp, env, case.sync_every) if env else None
     optimizers.clip_norm = case.clip_norm
@@ -184,15 +189,23 @@ def train_case(case: Case) -> Trained:
     views, result = SetViews(spec), Trained()
     for step in range(case.steps):
         batch = (case.bags[step], None) if case.bags else draw(spec, step, case.batch)
-        sets = views(tables(kjt(spec, batch, rank * share, share)))
-        result.outputs.append([x.detach().clone() for x in sets])
+        sets = views(tables(kjt(spec, batch, rank * share, share).to(torch.device(case.device))))
+        result.outputs.append([x.detach().cpu().clone() for x in sets])
         optimizers.zero_grad()
         loss = loss_of(sets, rank * share, case.batch)
         (loss * world).backward()  # TorchRec takes the mean over the ranks
         optimizers.step()
     result.shards = local_shards(sharded.dmp, spec, rank, states)
     result.spectra = table_spectra(result.shards, spec)
+    if case.device != "cpu":
+        result.shards = [on_cpu(shard) for shard in result.shards]
     return result
+
+
+def on_cpu(shard: LocalShard) -> LocalShard:
+    """A copy of a block in host memory."""
+    states = {name: state.cpu() for name, state in shard.states.items()}
+    return replace(shard, weight=shard.weight.cpu(), states=states)
 
 
 def kjt(spec: EmbeddingSpec, batch: tuple[Bags, Weights | None], start: int, count: int) -> Any:
@@ -209,6 +222,12 @@ def kjt(spec: EmbeddingSpec, batch: tuple[Bags, Weights | None], start: int, cou
         torch.tensor(lengths, dtype=torch.int32),
         torch.tensor(of_ids) if weights else None,
     )
+
+
+def _kernel(physical: PhysicalTable, kind: str) -> str:
+    if kind == "data_parallel":
+        return "dense"
+    return "fused" if physical.table.kernel == "auto" else physical.table.kernel
 
 
 def _cut(
