@@ -136,6 +136,7 @@ def _set_up_ray_serve(options: ServeOptions) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(
             ports.stop
         ),  # the first one that is not theirs
+        "RAY_worker_niceness": "0",  # it is 15 otherwise: anything else on the machine goes first
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that died is followed on its own port
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,13 +61,70 @@ def promote(
     output.note(Registry(uri).promote(model, metric, min_gain, to=to, force=force).reason)
 
 
-@app.command("export", epilog="Example: prismrec models export models:/ctr@champion out/ctr")
-def export(
+@app.command(
+    "export", epilog="Example: prismrec models export models:/ctr@champion out/ctr --tables int8"
+)
+def export(  # noqa: PLR0913 - the options of a command are its arguments
     model: ModelName,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to make.")],
+    tables: Annotated[
+        str | None, typer.Option("--tables", help="fp32, fp16, bf16, int8 or int4.")
+    ] = None,
+    dense: Annotated[str | None, typer.Option("--dense", help="fp32 or bf16.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Rows to compare on; the model's training data if not given."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, valid, test, or all.")] = "test",
+    max_auc: Annotated[
+        float | None, typer.Option("--max-auc-change", help="Largest loss of AUC.")
+    ] = None,
+    max_logloss: Annotated[
+        float | None, typer.Option("--max-logloss-change", help="Largest change of LogLoss.")
+    ] = None,
     uri: Uri = DEFAULT_URI,
+    as_json: AsJson = False,
 ) -> None:
-    """Copy a model's files to a directory."""
+    """Copy a model's files, or make them of other number types, compared with fp32 and timed."""
+    from prismrec.jobs.export import ExportOptions, export_recoded
     from prismrec.tracking.registry import Registry
 
-    output.note(f"{model} in {Registry(uri).export(model, out)}")
+    if tables is None and dense is None:
+        output.note(f"{model} in {Registry(uri).export(model, out)}")
+        return
+    options = ExportOptions(
+        tables or "fp32",
+        dense or "fp32",
+        data=data,
+        split=split,
+        max_auc_change=max_auc,
+        max_logloss_change=max_logloss,
+    )
+    report = export_recoded(model, out, uri, options)
+    if as_json:
+        output.print_json(report)
+        return
+    _show_export(report)
+    output.note(f"{model} in {out}")
+
+
+def _show_export(report: dict[str, Any]) -> None:
+    """Tables of what an export cost and gave."""
+    tasks = dict.fromkeys(name.rpartition("/")[0] for name in report["parity"])
+    kinds = ("max_logit_difference", "auc_change", "logloss_change")
+    lines = [
+        [task, *(f"{report['parity'][f'{task}/{kind}']:.2e}" for kind in kinds)] for task in tasks
+    ]
+    title = f"against fp32, {report['rows']:,} rows"
+    output.print_table(["task", "max |dlogit|", "AUC change", "LogLoss change"], lines, title)
+    rows = [
+        [
+            name,
+            report["disk_bytes"][name],
+            report["table_bytes"][name],
+            *(f"{each['p50_ms']:.2f} / {each['p99_ms']:.2f}" for each in times.values()),
+        ]
+        for name, times in report["latency"].items()
+    ]
+    batches = [f"{batch} rows, p50 / p99 ms" for batch in report["latency"]["fp32"]]
+    output.print_table(["copy", "bytes on disk", "bytes of tables", *batches], rows)

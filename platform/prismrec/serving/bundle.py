@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,8 +40,13 @@ from prismrec.models.calibration import LogitMap
 from prismrec.serving.tables import TableType, encode_table
 
 FORMAT = 1
+
+DenseType = Literal["fp32", "bf16"]
+"""Stored types of the dense part."""
 MANIFEST = "bundle.json"
-_HEAD = "head.safetensors"
+"""What a copy says of itself."""
+HEAD = "head.safetensors"
+"""Weights of the dense part."""
 _OWNERS = "ids"
 
 
@@ -81,6 +86,8 @@ class Manifest(BaseModel):
         format: version of the layout.
         prismrec: version of the package that wrote it.
         table_type: stored type of the tables.
+        dense_type: stored type of the dense part's matrices, and what its matrix products are
+            computed in.
         recipe: the resolved recipe, without credentials.
         data_schema: the columns that the model reads, with their meaning.
         table_rows: rows of every table, the row of unknown ids included.
@@ -97,6 +104,7 @@ class Manifest(BaseModel):
     format: int
     prismrec: str
     table_type: TableType
+    dense_type: DenseType = "fp32"
     recipe: dict[str, Any]
     data_schema: DataSchema
     table_rows: dict[str, int]
@@ -137,7 +145,7 @@ def write_bundle(out: Path, source: BundleSource, table_type: TableType) -> Path
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         _write_tables(draft, source, table_type)
-        save_file(_plain(source.head), draft / _HEAD)
+        save_file(_plain(source.head), draft / HEAD)
         for file in source.copies:
             shutil.copyfile(file, draft / file.name)
         manifest = _manifest(draft, source, table_type)
@@ -163,14 +171,15 @@ def _write_tables(draft: Path, source: BundleSource, table_type: TableType) -> N
                     "with the recipe and data schema of the run"
                 )
             blobs[each.name] = encode_table(weight, table_type, name)
-        save_file(blobs, draft / _table_file(index))
+        save_file(blobs, draft / table_file(index))
         if table.is_managed:
             assert source.owners is not None
             (draft / "ids").mkdir(exist_ok=True)
             save_file({_OWNERS: source.owners(table.name)}, draft / _owners_file(index))
 
 
-def _table_file(index: int) -> str:
+def table_file(index: int) -> str:
+    """Where the rows of a table lie, by its place among the tables."""
     return f"tables/{index:04d}.safetensors"
 
 
@@ -264,7 +273,7 @@ def table_reader(path: Path, spec: EmbeddingSpec) -> Callable[[TableSpec, Embedd
     Raises:
         UserError: (when called) the file does not hold them.
     """
-    files = {table.name: path / _table_file(index) for index, table in enumerate(spec.tables)}
+    files = {table.name: path / table_file(index) for index, table in enumerate(spec.tables)}
 
     def read(table: TableSpec, each: EmbeddingSet) -> Tensor:
         try:
@@ -292,15 +301,19 @@ def load_head(path: Path, head: nn.Module) -> None:
     Raises:
         UserError: the weights are not those of this model.
     """
-    weights = load_file(path / _HEAD)
+    weights = {name: _widened(tensor) for name, tensor in load_file(path / HEAD).items()}
     missing = sorted(set(head.state_dict()) ^ set(weights))
     shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     wrong = [name for name in weights if name in shapes and shapes[name] != weights[name].shape]
     if missing or wrong:
         raise UserError(
-            f"{path / _HEAD}: '{(missing or wrong)[0]}' does not fit the model that the recipe "
+            f"{path / HEAD}: '{(missing or wrong)[0]}' does not fit the model that the recipe "
             "describes; install the prismrec (and, for a model of your own, the package) version "
             "that wrote it"
         )
     with torch.no_grad():
         head.load_state_dict(weights)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

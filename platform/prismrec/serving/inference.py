@@ -88,6 +88,7 @@ class InferenceModel:
         self.unknown_ids: Counter[str] = Counter()
         self._lookup = lookup
         self.head = head
+        self._is_bf16 = manifest.dense_type == "bf16"
         self._decoder = build_decoder(self.recipe)
         self._assembly = Assembly(spec, self.recipe.model, self.recipe.num_logits)
         self.spec = spec
@@ -143,7 +144,8 @@ class InferenceModel:
         arrays = raw.to_arrow(columns, self.columns)
         with torch.inference_mode():
             inputs, _ = self.inputs(arrays)
-            given, _ = self.head(inputs)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._is_bf16):
+                given, _ = self.head(inputs)
             logits, _ = self._decoder(given.float())
             logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
             return mapped(self.maps, logits) if calibrated else logits

@@ -115,23 +115,55 @@ def compare_compressed(
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A change that is over its bound.
+
+    Args:
+        task: name of the task.
+        metric: `AUC` or `LogLoss`.
+        change: what changed, compressed minus exact.
+        limit: what is allowed.
+    """
+
+    task: str
+    metric: str
+    change: float
+    limit: float
+
+    def __str__(self) -> str:
+        return (
+            f"the {self.metric} of task '{self.task}' by {self.change:+.2e}, more than "
+            f"{self.limit:g}"
+        )
+
+
+def first_excess(report: dict[str, float], bounds: Bounds) -> Excess | None:
+    """The first change of a comparison that is over its bound, None where there is none.
+
+    Args:
+        report: from `compare_compressed`.
+        bounds: what is allowed.
+    """
+    for name, change in report.items():
+        task, _, kind = name.rpartition("/")
+        if kind == "auc_change" and -change > bounds.auc:
+            return Excess(task, "AUC", change, bounds.auc)
+        if kind == "logloss_change" and abs(change) > bounds.logloss:
+            return Excess(task, "LogLoss", change, bounds.logloss)
+    return None
+
+
 def check_compressed(report: dict[str, float], bounds: Bounds, table_type: TableType) -> None:
     """Hold a comparison to its bounds.
 
     Raises:
         UserError: compressed tables lose more AUC, or move LogLoss further, than is allowed.
     """
-    for name, change in report.items():
-        task, _, kind = name.rpartition("/")
-        if kind == "auc_change" and -change > bounds.auc:
-            metric, limit = "AUC", bounds.auc
-        elif kind == "logloss_change" and abs(change) > bounds.logloss:
-            metric, limit = "LogLoss", bounds.logloss
-        else:
-            continue
-        key = "max_auc_change" if metric == "AUC" else "max_logloss_change"
+    excess = first_excess(report, bounds)
+    if excess is not None:
+        key = "max_auc_change" if excess.metric == "AUC" else "max_logloss_change"
         raise UserError(
-            f"export: {table_type} tables change the {metric} of task '{task}' by {change:+.2e}, "
-            f"more than {limit:g}, so nothing is registered; use a wider export.table_type or set "
-            f"export.{key}"
+            f"export: {table_type} tables change {excess}, so nothing is registered; use a wider "
+            f"export.table_type or set export.{key}"
         )

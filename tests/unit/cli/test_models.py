@@ -107,6 +107,48 @@ def test_show_promote_and_export(registered: str, tmp_path: Path, capsys: Captur
     assert "already there" in capsys.readouterr().err
 
 
+def test_export_with_other_types(
+    registered: str, data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "small"
+    command = ("models", "export", "ctr/2", out, "--tracking-uri", registered)
+    assert run(*command, "--tables", "int8") == 2  # the data of the training are gone
+    assert "rows" in capsys.readouterr().err
+    command = (*command, "--data", data, "--split", "all")
+    assert run(*command, "--tables", "int9") == 2
+    assert "--tables is one of fp32, fp16, bf16, int8, int4" in capsys.readouterr().err
+    assert run(*command, "--tables", "int4") == 2
+    assert "give --max-auc-change and --max-logloss-change" in capsys.readouterr().err
+    bounds = ("--max-auc-change", "0", "--max-logloss-change", "0")
+    assert run(*command, "--tables", "int4", *bounds) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "int4 tables with a fp32 dense part change the " in told
+    assert not out.exists()
+
+    loose = ("--max-auc-change", "0.1", "--max-logloss-change", "0.1")
+    assert run(*command, "--tables", "int8", "--dense", "bf16", *loose, "--json") == 0
+    report = strict_json(capsys.readouterr().out)
+    exact, made = (
+        InferenceModel.load(Registry(registered).resolve("ctr/2").path),
+        InferenceModel.load(out),
+    )
+    assert (made.table_type, made.manifest.dense_type) == ("int8", "bf16")
+    rows = random_raw(120, 2)
+    difference = (made.predict_logits(rows) - exact.predict_logits(rows)).abs().max(0).values
+    for task, largest in zip(made.tasks, difference, strict=True):
+        assert report["parity"][f"{task}/max_logit_difference"] == pytest.approx(
+            float(largest), rel=1e-3
+        )
+    assert report["parity"]["buy/auc_change"] is None  # all labels are equal
+    assert report["rows"] == 120
+    assert report["table_bytes"] == {"fp32": exact.table_bytes, "exported": made.table_bytes}
+    assert {*report["latency"]["fp32"]} == {"1", "64", "1024"}
+    assert strict_json((out / "export.json").read_text()) == report
+    again = ("models", "export", str(out), tmp_path / "next", "--tables", "fp16")
+    assert run(*again, "--data", data, "--split", "all") == 2
+    assert "has int8 tables and a bf16 dense part" in capsys.readouterr().err
+
+
 def test_evaluate_against_another_version(registered: str, data: Path, capsys: Captured) -> None:
     arguments = (
         "evaluate",
