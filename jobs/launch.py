@@ -36,15 +36,20 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
             return
         if workers.address is not None:
             check_members()
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import ScalingConfig  # what ray.train has, with its types
 
+        counts = workers.counts
         is_gpu = resolve_device(recipe.train.device) == "cuda"
         trainer = TorchTrainer(
             work,
             train_loop_config=order,
             scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=is_gpu, resources_per_worker={"CPU": 1}
+                num_workers=workers.count if len(counts) == 1 else (counts[0], counts[-1]),
+                use_gpu=is_gpu,
+                resources_per_worker={"CPU": 1},
+                elastic_resize_monitor_interval_s=workers.resize_every_s,
             ),
             run_config=RunConfig(
                 name="ray",

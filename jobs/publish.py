@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prismrec.checkpoint import CheckpointReader, read_manifest, row_owners
-from prismrec.config import Recipe, dump, from_dict
+from prismrec.config import Recipe, UserError, dump, from_dict
 from prismrec.config.redact import redacted
 from prismrec.data.encode.copies import copied_files, with_copies
 from prismrec.data.schema import DataSchema
@@ -26,7 +26,7 @@ from prismrec.serving.bundle import BundleSource, write_bundle
 from prismrec.serving.export import HeldOut, export_model
 from prismrec.serving.inference import build_head
 from prismrec.tracking.plots import plot_calibration, plot_loss, plot_pushes
-from prismrec.tracking.registry import Registry
+from prismrec.tracking.registry import ModelVersionInfo, Registry
 from prismrec.tracking.run import MlflowTracker
 from prismrec.train.calibration import FILE, read_maps
 from prismrec.train.events import read_events
@@ -73,10 +73,25 @@ def publish(
     if recipe.registered_name is None:
         return Published(str(files.bundle), None, tracker.run_id)
     tracker.flush()
-    info = Registry(recipe.tracking.uri).register(
-        tracker.run_id,
+    try:
+        info = _register(recipe, files, outcome, tracker.run_id)
+    except UserError as error:
+        raise UserError(
+            f"{error.message}; the inference copy is in {files.bundle}, and --resume registers it"
+        ) from error
+    return Published(f"models:/{info.name}/{info.version}", info.version, tracker.run_id)
+
+
+def _register(
+    recipe: Recipe, files: RunFiles, outcome: dict[str, Any], run_id: str
+) -> ModelVersionInfo:
+    """The inference copy as the next version of the recipe's model."""
+    checkpoint, name = Path(outcome["checkpoint"]), recipe.registered_name
+    assert name is not None
+    return Registry(recipe.tracking.uri).register(
+        run_id,
         files.bundle,
-        recipe.registered_name,
+        name,
         outcome["metrics"],
         {
             "data": recipe.data.path,
@@ -84,7 +99,6 @@ def publish(
             "checkpoint": str(checkpoint),
         },
     )
-    return Published(f"models:/{info.name}/{info.version}", info.version, tracker.run_id)
 
 
 def export_checkpoint(recipe: Recipe, checkpoint: Path, files: RunFiles) -> dict[str, float]:

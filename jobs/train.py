@@ -249,8 +249,12 @@ def open_tracker(recipe: Recipe, files: RunFiles) -> MlflowTracker:
     """The run's record in MLflow: the one it has already when it is resumed, else a new one."""
     known = files.facts().get("run")
     if known:
-        return MlflowTracker.resume(recipe.tracking, known)
-    return MlflowTracker.start(recipe.tracking, files.directory.name)
+        tracker = MlflowTracker.resume(recipe.tracking, known)
+        tracker.send_kept(files.undelivered)
+    else:
+        tracker = MlflowTracker.start(recipe.tracking, files.directory.name)
+    tracker.kept = files.undelivered
+    return tracker
 
 
 def check_before_start(recipe: Recipe) -> DataSource:
@@ -271,13 +275,14 @@ def check_machines(recipe: Recipe, schema: DataSchema) -> None:
         UserError: what is wrong.
     """
     device = resolve_device(recipe.train.device)
-    spec, count = spec_of(recipe, schema), recipe.workers.count
+    spec = spec_of(recipe, schema)
     check_optimizers(spec, device)
     copies = recipe.embedding.ranks_per_copy
-    machines = Placement(count, count, device, _ANY_MEMORY, 1).one_copy(copies)
-    if machines.world_size > 1:
-        check_communication(spec, recipe.data.global_batch_size // count)
-    check_ways(choose_layouts(spec, machines), machines)
+    for count in recipe.workers.counts:
+        machines = Placement(count, count, device, _ANY_MEMORY, 1).one_copy(copies)
+        if machines.world_size > 1:
+            check_communication(spec, recipe.data.global_batch_size // count)
+        check_ways(choose_layouts(spec, machines), machines)
 
 
 def resumable(recipe: Recipe, files: RunFiles) -> Recipe:

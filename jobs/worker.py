@@ -87,7 +87,9 @@ def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
     if order["tracking"]:
         from prismrec.tracking.run import MlflowTracker  # a second of imports that one rank needs
 
-        trackers.append(MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"]))
+        mlflow = MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"])
+        mlflow.kept = files.undelivered
+        trackers.append(mlflow)
     return Trackers(trackers)
 
 

@@ -117,11 +117,11 @@ def start(at: Home, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], deadline_s: float = DEADLINE_S) -> tuple[int, str, str]:
     """Exit code, standard output and standard error; killed with all it started if too late."""
     below = psutil.Process(process.pid).children(recursive=True)
     try:
-        out, err = process.communicate(timeout=DEADLINE_S)
+        out, err = process.communicate(timeout=deadline_s)
     except subprocess.TimeoutExpired:
         below += psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -129,7 +129,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
             if each.is_running():
                 each.kill()
         out, err = process.communicate()
-        raise AssertionError(f"no end within {DEADLINE_S} s; it said: {out}{err}") from None
+        raise AssertionError(f"no end within {deadline_s:g} s; it said: {out}{err}") from None
     return process.returncode, out, err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -184,11 +185,13 @@ def lanes_for(world_size: int, lanes: int, batch: int) -> tuple[int, int]:
 
 
 def _lane_problems(recipe: Recipe) -> list[str]:
-    data, world = recipe.data, recipe.workers.count
-    lanes, batch = lanes_for(world, data.lanes, data.global_batch_size)
+    data, counts = recipe.data, recipe.workers.counts
+    lanes, batch = lanes_for(math.lcm(*counts), data.lanes, data.global_batch_size)
     if lanes != data.lanes:
+        several = f"{counts[0]} to {counts[-1]} (workers.min_count to workers.count)"
+        workers = f"any of {several}" if len(counts) > 1 else f"{counts[0]}"
         return [
-            f"data.lanes: {data.lanes} lanes cannot be shared out to {world} workers; "
+            f"data.lanes: {data.lanes} lanes cannot be shared out to {workers} workers; "
             f"{lanes} lanes and data.global_batch_size = {batch} work"
         ]
     if batch != data.global_batch_size:
@@ -196,9 +199,9 @@ def _lane_problems(recipe: Recipe) -> list[str]:
             f"data.global_batch_size: {data.global_batch_size} is not a multiple of "
             f"{data.lanes} lanes; {batch} is the next that works"
         ]
-    if lanes // world > data.open_lanes:
+    if lanes // counts[0] > data.open_lanes:
         return [
-            f"data.open_lanes: a rank owns {lanes // world} lanes and may hold only "
+            f"data.open_lanes: a rank owns {lanes // counts[0]} lanes and may hold only "
             f"{data.open_lanes} row groups; use more workers or raise data.open_lanes (memory)"
         ]
     return []
@@ -312,7 +315,12 @@ def _rank_problems(recipe: Recipe) -> list[str]:
     """Copies of the tables, and types on the wire, that do not go with the number of workers."""
     section, world = recipe.embedding, recipe.workers.count
     of_copy, problems = section.ranks_per_copy, []
-    if of_copy is not None and (of_copy >= world or world % of_copy):
+    if of_copy is not None and len(recipe.workers.counts) > 1:
+        problems.append(
+            "embedding.ranks_per_copy: copies of the tables need a fixed number of workers; leave it "
+            "or workers.min_count out"
+        )
+    elif of_copy is not None and (of_copy >= world or world % of_copy):
         divisors = [str(n) for n in range(1, world) if world % n == 0]
         problems.append(
             f"embedding.ranks_per_copy: {world} workers cannot hold several copies of the tables "
@@ -323,9 +331,11 @@ def _rank_problems(recipe: Recipe) -> list[str]:
             "embedding.sync_every: there is one copy of the tables, and nothing to average; set "
             "embedding.ranks_per_copy or leave it at 1"
         )
-    wire = wire_problem(section.communication, recipe.data.global_batch_size // world)
-    if world > 1 and wire is not None:
-        problems.append(wire)
+    for each in recipe.workers.counts:
+        wire = wire_problem(section.communication, recipe.data.global_batch_size // each)
+        if each > 1 and wire is not None:
+            problems.append(wire)
+            break
     return problems
 
 

@@ -234,7 +234,25 @@ class WorkersSection(Section):
     """The processes that train."""
 
     count: int = Field(default=1, ge=1)
+    min_count: int | None = Field(default=None, ge=1)
+    """Fewest workers that the run goes on with where a cluster has room for no more; it takes up to
+    `count` of them as room comes and goes. `count` and no other number if not given."""
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two looks at whether a cluster has room for more workers, with `min_count`."""
     address: str | None = None
     """A running Ray cluster; an embedded Ray on this machine if not given."""
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which the run gives up; each one resumes from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSection:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(
+                f"min_count: at most count = {self.count} can be asked for, got {self.min_count}"
+            )
+        return self
+
+    @property
+    def counts(self) -> range:
+        """Every number of workers that the run may have."""
+        return range(self.min_count or self.count, self.count + 1)

@@ -65,6 +65,11 @@ class Delivery:
             self._thread.join(timeout_s)
         return left
 
+    def left(self) -> list[Send]:
+        """What was put and not delivered; for use after `close`."""
+        with self._changed:
+            return list(self._records)
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything put so far is delivered; whether it was in time."""
         with self._changed:

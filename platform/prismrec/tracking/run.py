@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from prismrec.config import UserError
 from prismrec.config.redact import redacted, without_password, without_passwords
 from prismrec.config.train import TrackingSection
-from prismrec.tracking.delivery import Delivery, RejectedError
+from prismrec.tracking.delivery import Delivery, RejectedError, Send
 from prismrec.tracking.system import SystemSampler
 from prismrec.tracking.uri import artifact_location, quiet_mlflow, resolve_uri, sqlite_path
 
@@ -57,6 +58,8 @@ class MlflowTracker:
         self.run_id = run_id
         self._owns_status = owns_status
         self._client = MlflowClient(uri)
+        self.kept: Path | None = None
+        """File that keeps metrics which the server did not take until `close`; `send_kept` sends them."""
         self._delivery = Delivery(name="mlflow-delivery")
         self._sampler: SystemSampler | None = None
 
@@ -141,8 +144,21 @@ class MlflowTracker:
             Metric(name.replace("=", ":"), float(v), now_ms, step) for name, v in metrics.items()
         ]
         for start in range(0, len(entries), _METRICS_PER_REQUEST):
-            part = entries[start : start + _METRICS_PER_REQUEST]
-            self._put(partial(self._client.log_batch, self.run_id, metrics=part))
+            self._put_metrics(entries[start : start + _METRICS_PER_REQUEST])
+
+    def send_kept(self, path: Path) -> int:
+        """Record metrics that an earlier tracker of this run had to keep, as of then; their number."""
+        if not path.exists():
+            return 0
+        lines = path.read_text().splitlines()
+        path.unlink()  # what is not delivered this time either is kept anew
+        for line in lines:
+            self._put_metrics([Metric(*entry) for entry in json.loads(line)])
+        return len(lines)
+
+    def _put_metrics(self, metrics: list[Metric]) -> None:
+        send = partial(self._client.log_batch, self.run_id, metrics=metrics)
+        self._delivery.put(_Metrics(send, metrics))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Words to find the run by; a later value replaces an earlier one."""
@@ -171,7 +187,8 @@ class MlflowTracker:
             timeout_s: seconds to wait for the server.
 
         Returns:
-            Whether everything was delivered in time; what was not is lost, with a warning.
+            Whether everything was delivered in time; of what was not, metrics are put into `kept`,
+            and the rest is lost, with a warning.
         """
         if self._sampler is not None:
             self._sampler.close()
@@ -180,26 +197,34 @@ class MlflowTracker:
             self._put(lambda: self._client.set_terminated(self.run_id, status))
         left = self._delivery.close(timeout_s)
         if left:
+            kept = self._keep(self._delivery.left())
+            where = f" (metrics are kept in {self.kept}, --resume sends them)" if kept else ""
             _log.warning(
-                "%d records of run %s are lost: %s did not take them within %g s",
-                left, self.run_id, without_password(self.uri), timeout_s,
+                "%d records of run %s are lost but for %d: %s did not take them within %g s%s",
+                left, self.run_id, kept, without_password(self.uri), timeout_s, where,
             )  # fmt: skip
         return not left
+
+    def _keep(self, records: list[Send]) -> int:
+        """Put the metrics among the records into the file for them; the number of these records."""
+        metrics = [each.metrics for each in records if isinstance(each, _Metrics)]
+        if self.kept is None or not metrics:
+            return 0
+        rows = [[[m.key, m.value, m.timestamp, m.step] for m in each] for each in metrics]
+        try:
+            with self.kept.open("a") as file:
+                file.writelines(json.dumps(each) + "\n" for each in rows)
+        except OSError as error:
+            _log.warning("%s: metrics cannot be kept: %s", self.kept, error.strerror)
+            return 0
+        return len(metrics)
 
     def flush(self, timeout_s: float = 60.0) -> bool:
         """Wait until everything recorded so far is delivered; whether it was in time."""
         return self._delivery.flush(timeout_s)
 
     def _put(self, send: Callable[[], Any]) -> None:
-        def deliver() -> None:
-            try:
-                send()
-            except MlflowException as error:
-                if error.error_code in _FINAL:
-                    raise RejectedError(str(error)) from error
-                raise
-
-        self._delivery.put(deliver)
+        self._delivery.put(partial(_deliver, send))
 
     def _log_environment(self) -> None:
         facts = environment()
@@ -208,6 +233,27 @@ class MlflowTracker:
         if facts["git_commit"]:
             tags["mlflow.source.git.commit"] = facts["git_commit"]
         self.log_tags(tags)
+
+
+@dataclass(frozen=True, slots=True)
+class _Metrics:
+    """Metrics on their way, which can be kept where they do not arrive."""
+
+    send: Callable[[], Any]
+    metrics: list[Metric]
+
+    def __call__(self) -> None:
+        _deliver(self.send)
+
+
+def _deliver(send: Callable[[], Any]) -> None:
+    """Deliver one record, and tell refusals from a server that is away."""
+    try:
+        send()
+    except MlflowException as error:
+        if error.error_code in _FINAL:
+            raise RejectedError(str(error)) from error
+        raise
 
 
 def environment() -> dict[str, Any]:

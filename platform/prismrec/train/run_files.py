@@ -87,6 +87,11 @@ class RunFiles:
         return self.directory / "alive" / f"rank-{rank:05d}.json"
 
     @property
+    def undelivered(self) -> Path:
+        """Metrics that the tracking server did not take, if it was away at the end."""
+        return self.directory / "undelivered.jsonl"
+
+    @property
     def bundle(self) -> Path:
         """The inference copy."""
         return self.directory / "model"

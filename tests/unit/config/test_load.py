@@ -179,6 +179,24 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
         ),
         (["embedding.ranks_per_copy=1"], "1 workers cannot hold several copies"),
         (
+            ["workers.count=4", "workers.min_count=1"],
+            "data.lanes: 8 lanes cannot be shared out to any of 1 to 4 (workers.min_count to "
+            "workers.count) workers; 12 lanes and data.global_batch_size = 4104 work",
+        ),
+        (
+            ["workers.count=4", "workers.min_count=1", "data.lanes=24"],
+            "data.global_batch_size: 4096 is not a multiple of 24 lanes; 4104 is the next that works",
+        ),
+        (
+            ["workers.count=2", "workers.min_count=1", "data.open_lanes=4"],
+            "data.open_lanes: a rank owns 8 lanes and may hold only 4 row groups",
+        ),
+        (
+            ["workers.count=2", "workers.min_count=1", "embedding.ranks_per_copy=1"],
+            "embedding.ranks_per_copy: copies of the tables need a fixed number of workers",
+        ),
+        (["workers.min_count=2"], "workers: min_count: at most count = 1 can be asked for, got 2"),
+        (
             ["train.device=cpu", "embedding.cache_load_factor=0.5"],
             "embedding.cache_load_factor: only a CUDA device caches rows of tables; on CPU leave it",
         ),

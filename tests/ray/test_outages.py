@@ -1,0 +1,222 @@
+"""A disk that is full, a tracking server that dies, workers killed while they save: what a user sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from prismrec.checkpoint import latest, verify
+from tests.ray import commands
+from tests.ray.commands import Home
+from tests.ray.ledger import every_row_once
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return commands.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Any]:
+    """Test metrics of a run that nobody touched."""
+    at = commands.home(tmp_path_factory.mktemp("undisturbed"), data)
+    code, out, err = commands.train(at, "--json", "--no-ray")
+    assert code == 0, err
+    return dict(json.loads(out)["test"])
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """End a run and everything it started, as a machine does that loses power."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for each in below:
+        if each.is_running():
+            each.kill()
+    process.communicate()
+
+
+def test_killed_while_saving_again_and_again(
+    tmp_path: Path, data: Path, undisturbed: dict[str, Any]
+) -> None:
+    """Every step is saved, so that nearly every moment is one of a save."""
+    at, moments = commands.home(tmp_path, data), random.Random(3)
+    always, saved = ("--no-ray", "--json", "checkpoint.every_steps=1"), 0
+    for attempt in range(4):
+        process = commands.start(at, *always, *(["--resume"] if attempt else []))
+        commands.await_step(at.run(), saved + 3)
+        time.sleep(moments.uniform(0, 0.3))
+        kill_all(process)
+        newest = latest(at.run() / "checkpoints")
+        assert newest is not None
+        assert verify(newest).step > saved
+        saved = verify(newest).step
+    code, out, err = commands.train(at, *always, "--resume")
+    assert code == 0, err
+    every_row_once(at)
+    assert json.loads(out)["test"] == pytest.approx(undisturbed, abs=1e-6)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB, mounted where runs are written."""
+    place = tmp_path / "home" / "runs"
+    place.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_costs_the_save_and_nothing_else(
+    small_disk: Path, data: Path, undisturbed: dict[str, Any]
+) -> None:
+    at = commands.home(small_disk.parent, data)
+    process = commands.start(at, "--no-ray", "--json")
+    run = at.run()
+    commands.await_step(run, 6)
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(b"0" * 65536)
+                file.flush()
+        except OSError:
+            pass
+    code, out, err = commands.finish(process)
+    assert (code, out) == (2, ""), err
+    (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in said
+    assert "free space or choose another directory" in said
+    newest = latest(run / "checkpoints")
+    assert newest is not None
+    assert verify(newest).step >= 6, "earlier checkpoints are whole"
+    filler.unlink()
+    code, out, err = commands.train(at, "--no-ray", "--json", "--resume")
+    assert code == 0, err
+    every_row_once(at)
+    assert json.loads(out)["test"] == pytest.approx(undisturbed, abs=1e-6)
+
+
+class Server:
+    """A real `mlflow server` in processes of its own.
+
+    Args:
+        directory: of its SQLite file and artifacts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        where = self._directory
+        self._process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1",
+                "--host", "127.0.0.1", "--port", str(self.port),
+                "--backend-store-uri", f"sqlite:///{where}/server.db",
+                "--artifacts-destination", str(where / "artifacts"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            start_new_session=True,
+        )  # fmt: skip
+        commands.await_(self.answers, "answer of the tracking server")
+
+    def answers(self) -> bool:
+        """Whether somebody listens."""
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """Kill it with everything it started."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that runs."""
+    (tmp_path / "server").mkdir()
+    started = Server(tmp_path / "server")
+    started.start()
+    yield started
+    started.kill()
+
+
+def losses_there(server: Server, at: Home) -> set[int]:
+    """Steps whose loss the server has."""
+    run = json.loads((at.run() / "run.json").read_text())["run"]
+    return {each.step for each in MlflowClient(server.uri).get_metric_history(run, "train/loss")}
+
+
+def losses_here(at: Home) -> set[int]:
+    """Steps whose loss the run itself recorded."""
+    events = map(json.loads, (at.run() / "events.jsonl").read_text().splitlines())
+    return {e["step"] for e in events if e["event"] == "metrics" and "train/loss" in e["values"]}
+
+
+def test_training_outlives_the_tracking_server(tmp_path: Path, data: Path, server: Server) -> None:
+    at = commands.home(tmp_path / "home", data)
+    process = commands.start(at, "--no-ray", "--json", f"tracking.uri={server.uri}")
+    commands.await_step(at.run(), 6)
+    server.kill()
+    commands.await_step(at.run(), 60)
+    server.start()
+    code, _, err = commands.finish(process, 400)
+    assert code == 0, err
+    assert losses_there(server, at) == losses_here(at), "what happened meanwhile is there too"
+
+
+def test_metrics_are_kept_for_a_server_that_stays_away(
+    tmp_path: Path, data: Path, server: Server
+) -> None:
+    at = commands.home(tmp_path / "home", data)
+    process = commands.start(at, "--no-ray", "--json", f"tracking.uri={server.uri}")
+    commands.await_step(at.run(), 6)
+    server.kill()
+    code, _, err = commands.finish(process, 900)
+    assert code == 2, err
+    assert "--resume registers it" in err
+    assert (at.run() / "undelivered.jsonl").exists()
+    server.start()
+    code, _, err = commands.train(
+        at, "--no-ray", "--json", "--resume", f"tracking.uri={server.uri}"
+    )
+    assert code == 0, err
+    assert losses_there(server, at) == losses_here(at)
+    assert not (at.run() / "undelivered.jsonl").exists()
+    shutil.rmtree(at.run())
