@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from prismrec.config import Recipe
 from prismrec.config.external import import_function
-from prismrec.config.objectives import BceList, BceRankNet, BceRcr, LossSection
+from prismrec.config.objectives import (
+    BceList,
+    BceRankNet,
+    BceRcr,
+    Defer,
+    EsDfm,
+    Fnc,
+    Fnw,
+    LossSection,
+)
 from prismrec.config.objectives import Focal as FocalSection
 from prismrec.models.objectives.decoder import Decoder
+from prismrec.models.objectives.delayed import (
+    ElapsedTime,
+    FakeNegativeWeighted,
+    RealNegatives,
+    Reweigh,
+)
 from prismrec.models.objectives.losses import (
     Focal,
     Generative,
@@ -35,7 +51,8 @@ def build_objective(recipe: Recipe, num_domains: int) -> Objective:
     for index, task in enumerate(recipe.tasks):
         loss = task_loss(f"tasks[{index}].loss", task.loss)
         applied = "none" if task.propensity is None else task.propensity.apply_to
-        losses.append(replace(loss, pos_weight=task.pos_weight, propensity=applied))
+        rule = _reweigh(task.loss, recipe.task_names)
+        losses.append(replace(loss, pos_weight=task.pos_weight, propensity=applied, reweigh=rule))
     return Objective(
         losses, [task.weight for task in recipe.tasks], _by_domain(recipe, num_domains)
     )
@@ -51,7 +68,21 @@ def _by_domain(recipe: Recipe, num_domains: int) -> DomainMeans | None:
 
 def build_decoder(recipe: Recipe) -> Decoder:
     """What turns the columns of a recipe's model into a logit per task."""
-    return Decoder([task.has_level for task in recipe.tasks])
+    tasks = recipe.tasks
+    return Decoder(
+        [task.has_level for task in tasks], [isinstance(task.loss, Fnc) for task in tasks]
+    )
+
+
+def _reweigh(loss: str | LossSection, tasks: Sequence[str]) -> Reweigh | None:
+    """The rule of a loss of conversions that come late."""
+    if isinstance(loss, Fnw):
+        return FakeNegativeWeighted()
+    if isinstance(loss, EsDfm):
+        return ElapsedTime(tasks.index(loss.late), tasks.index(loss.real_negative))
+    if isinstance(loss, Defer):
+        return RealNegatives(tasks.index(loss.late))
+    return None
 
 
 def task_loss(key: str, loss: str | LossSection) -> TaskLoss:
@@ -66,6 +97,10 @@ def task_loss(key: str, loss: str | LossSection) -> TaskLoss:
     """
     if isinstance(loss, str):
         return TaskLoss() if loss == "bce" else TaskLoss(import_function(key, loss))
+    if isinstance(
+        loss, Fnw | Fnc | EsDfm | Defer
+    ):  # cross-entropy; what rows count for is `_reweigh`
+        return TaskLoss()
     if isinstance(loss, FocalSection):
         return TaskLoss(Focal(loss.gamma, loss.alpha))
     if isinstance(loss, BceRankNet):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from prismrec.models.objectives.delayed import without_copies
+
 
 class Decoder(nn.Module):
     """A task with a level has two columns, z0 (the level) and z1; its logit is `z1 - z0`.
@@ -22,15 +24,26 @@ class Decoder(nn.Module):
 
     Args:
         has_level: whether each task has one.
+        has_copies: whether each task was trained on rows of which positives are there twice (FNC), so that
+            what is served is worked back from its logit; none if not given.
     """
 
     tasks: Tensor
+    copied: Tensor
 
-    def __init__(self, has_level: Sequence[bool]) -> None:
+    def __init__(self, has_level: Sequence[bool], has_copies: Sequence[bool] = ()) -> None:
         super().__init__()
         self.num_tasks = len(has_level)
         tasks = [task for task, has in enumerate(has_level) if has]
         self.register_buffer("tasks", torch.tensor(tasks, dtype=torch.int64), persistent=False)
+        self._has_copies = any(has_copies)
+        self.register_buffer("copied", torch.tensor(has_copies, dtype=torch.bool), persistent=False)
+
+    def served(self, logits: Tensor) -> Tensor:
+        """From the logits (B, T) that are trained to those of the probabilities that they stand for."""
+        if not self._has_copies:
+            return logits
+        return torch.where(self.copied, without_copies(logits), logits)
 
     def forward(self, columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map (B, T + J) to logits (B, T) and levels (B, J); None where no task has one.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prismrec.models.objectives.delayed import Reweigh
 from prismrec.models.objectives.ranking import (
     Reduction,
     Rows,
@@ -132,6 +133,7 @@ class TaskLoss:
         has_level: `of_batch` needs the task's level.
         pos_weight: factor on the weights of positives.
         propensity: rows whose weights are multiplied by `Targets.propensity`.
+        reweigh: what the losses of rows are multiplied by, where conversions come late.
     """
 
     row: RowLoss = binary_cross_entropy
@@ -141,3 +143,4 @@ class TaskLoss:
     has_level: bool = False
     pos_weight: float = 1.0
     propensity: Literal["none", "positives", "both"] = "none"
+    reweigh: Reweigh | None = None

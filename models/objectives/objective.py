@@ -12,6 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from prismrec.models.objectives.delayed import importance
 from prismrec.models.objectives.losses import TaskLoss
 from prismrec.models.objectives.ranking import Rows, gathered
 from prismrec.models.objectives.reduction import DomainMeans, global_mean
@@ -90,8 +91,11 @@ class Objective(nn.Module):
         with_level = [t for t, loss in enumerate(losses) if loss.has_level]
         self._has_propensity = any(loss.propensity != "none" for loss in losses)
         self._has_pos_weight = any(loss.pos_weight != 1 for loss in losses)
+        self._reweighed = [(t, each.reweigh) for t, each in enumerate(losses) if each.reweigh]
         self.weighted = [
-            t for t, each in enumerate(losses) if each.propensity != "none" or each.pos_weight != 1
+            t
+            for t, each in enumerate(losses)
+            if each.propensity != "none" or each.pos_weight != 1 or each.reweigh
         ]
         tables = {
             "task_weights": task_weights,
@@ -140,6 +144,9 @@ class Objective(nn.Module):
             for row, tasks in self._runs
         ]
         per_row = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        factors = self._importance(logits, labels)
+        if factors is not None:
+            per_row = per_row * factors
         per_task = self._mean(per_row, weights, targets.domain)
         parts = per_task.new_empty(0)
         if self._of_batch:
@@ -150,7 +157,8 @@ class Objective(nn.Module):
             rest = torch.zeros_like(per_task).index_add(0, chosen, of_batch)
             per_task = self.shares * per_task + (1 - self.shares) * rest
         total = (per_task * self.task_weights).sum()
-        return total, Losses(per_task.detach(), parts, weights)
+        counted = weights if factors is None else weights * factors
+        return total, Losses(per_task.detach(), parts, counted)
 
     def _mean(self, losses: Tensor, weights: Tensor, domain: Tensor | None) -> Tensor:
         """One loss per task, (T,)."""
@@ -171,6 +179,18 @@ class Objective(nn.Module):
         if self._has_pos_weight:
             weights = weights * torch.where(labels > 0.5, self.pos_weights, 1)
         return weights
+
+    def _importance(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """What the losses of rows are multiplied by, (B, T); None where no task asks for it.
+
+        It multiplies losses and not weights, which would divide by their sum in each batch.
+        """
+        if not self._reweighed:
+            return None
+        factors = list(torch.ones_like(logits).unbind(1))
+        for task, rule in self._reweighed:
+            factors[task] = importance(rule, logits, labels[:, task], task)
+        return torch.stack(factors, 1)
 
     def _batch_losses(self, columns: _Columns, group: Tensor | None) -> Tensor:
         """The losses of the batch, one for each task that has one.

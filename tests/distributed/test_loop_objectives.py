@@ -54,6 +54,15 @@ CASES: dict[str, tuple[str, ...]] = {
             "by='tab', tau=2.0, prior_rows=10.0, apply_to='both'}}",
         ),
     ),
+    "late conversions": (
+        tasks(
+            click("loss={name='es_dfm', late='buy', real_negative='copied'}"),
+            BUY,
+            "{name='copied', label='click', loss='fnc'}",
+            "{name='weighted', label='click', loss='fnw'}",
+            "{name='real', label='click', loss={name='defer', late='buy'}}",
+        ),
+    ),
     "isotonic": (*CALIBRATED, "calibration={method='isotonic', bins=2000}"),
     "platt": (*CALIBRATED, "calibration.method='platt'"),
     "not calibrated": CALIBRATED,

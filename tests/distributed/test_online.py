@@ -84,23 +84,24 @@ def test_a_window_is_evaluated_by_a_model_that_has_not_seen_it(
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_resumed_in_a_window_it_ends_as_if_undisturbed(
-    stream: Path, tmp_path: Path, ranks: int
+@pytest.mark.parametrize(("step", "in_window"), [(4, None), (6, 100)])
+def test_killed_and_resumed_it_ends_as_if_undisturbed(
+    stream: Path, tmp_path: Path, ranks: int, step: int, in_window: int | None
 ) -> None:
-    """What is left of a run that was killed in its second window, which is steps 5 to 8."""
-    recipe = stream_recipe(stream, "checkpoint={every_steps = 6, keep_last = 20}")
+    """What is left of a run that was killed before or in its second window, which is steps 5 to 8."""
+    recipe = stream_recipe(stream, "checkpoint={every_steps = 2, keep_last = 20}")
     (whole,) = stream_each([OnlineStart(recipe, tmp_path / "whole")])
     killed = tmp_path / "killed"
-    saved = tmp_path / "whole" / "checkpoints" / "step-00000006"
+    saved = tmp_path / "whole" / "checkpoints" / f"step-{step:08d}"
     shutil.copytree(saved, killed / "checkpoints" / saved.name)
     shutil.copy(tmp_path / "whole" / "windows.jsonl", killed)
     position = Position.from_json(read_manifest(saved).extra["beside"])
-    assert position.current is not None
-    assert (position.current.start, position.windows) == (100, 1)
+    assert (position.current.start if position.current else None) == in_window
+    assert position.windows == 1
     (rest,) = on_ranks(ranks, OnlineStart(recipe, killed, "two"))
     losses = whole.log["train/loss"]
     assert rest.log["train/loss"] == pytest.approx(
-        {step: loss for step, loss in losses.items() if step > 6}, abs=1e-5
+        {at: loss for at, loss in losses.items() if at > step}, abs=1e-5
     )
     keys = keys_trained(killed, rest.outcome.checkpoint, recipe)
     assert sorted(sum(keys, [])) == list(range(320))

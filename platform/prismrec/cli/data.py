@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prismrec.cli import build, output, semantic_ids
+from prismrec.cli import build, emissions, output, semantic_ids
 from prismrec.cli.options import AsJson, Overrides, RecipePath
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 
 app.command("build", epilog=build.EXAMPLE)(build.build)
+app.command("emissions", epilog=emissions.EXAMPLE)(emissions.emissions)
 app.command("semantic-ids", epilog=semantic_ids.EXAMPLE)(semantic_ids.semantic_ids)
 
 

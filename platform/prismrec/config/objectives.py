@@ -65,7 +65,43 @@ class Focal(Section):
     """Weight of positives, 1 - alpha that of negatives; 1 for both if not given."""
 
 
-LossSection = BceRankNet | BceList | BceRcr | Jrc | Focal
+class Fnw(Section):
+    """Conversions that come late: rows are there at once as negatives and again when they convert, and
+    are weighted so that the probability comes out (`prismrec data emissions --rule copies`).
+    """
+
+    name: Literal["fnw"]
+
+
+class Fnc(Section):
+    """As `fnw`, but rows are not weighted: what is served is worked back from the logit, p = b / (1 - b)."""
+
+    name: Literal["fnc"]
+
+
+class EsDfm(Section):
+    """Conversions that come late: rows are there after a waiting window, and again when they convert
+    later (`prismrec data emissions --rule late_copies`).
+    """
+
+    name: Literal["es_dfm"]
+    late: str
+    """Task with the label `late`: the row converts after the waiting window."""
+    real_negative: str
+    """Task with the label `real_negative`: a row that had not converted in the window never does."""
+
+
+class Defer(Section):
+    """Conversions that come late: rows are there after a waiting window, and all of them once more with
+    their final label (`prismrec data emissions --rule real_negatives`).
+    """
+
+    name: Literal["defer"]
+    late: str
+    """Task with the label `late`: the conversion, where there is one, comes after the waiting window."""
+
+
+LossSection = BceRankNet | BceList | BceRcr | Jrc | Focal | Fnw | Fnc | EsDfm | Defer
 """A loss with settings of its own."""
 
 LOSSES: dict[str, type[LossSection]] = {
@@ -74,6 +110,10 @@ LOSSES: dict[str, type[LossSection]] = {
     "bce_rcr": BceRcr,
     "jrc": Jrc,
     "focal": Focal,
+    "fnw": Fnw,
+    "fnc": Fnc,
+    "es_dfm": EsDfm,
+    "defer": Defer,
 }
 """The section of every such loss, by its name."""
 
@@ -102,9 +142,18 @@ def loss_of(value: Any) -> str | LossSection:
     return name
 
 
-def objective_problems(losses: Sequence[str | LossSection], group: str | None) -> Iterator[str]:
+def objective_problems(
+    losses: Sequence[str | LossSection], tasks: Sequence[str], group: str | None
+) -> Iterator[str]:
     """What the losses of the tasks, in their order, lack elsewhere in the recipe."""
     for index, loss in enumerate(losses):
+        for key in ("late", "real_negative"):
+            named = getattr(loss, key, None)
+            where = f"tasks[{index}].loss.{key}"
+            if named is not None and named not in tasks:
+                yield f"{where}: no task '{named}'; {nearest(named, tasks)}"
+            elif named == tasks[index]:
+                yield f"{where}: '{named}' is the task itself; name the one that watches the delays"
         if getattr(loss, "group", False) and group is None:
             yield (
                 f"features.group: tasks[{index}].loss.group = true compares rows of a group; name "

@@ -115,7 +115,9 @@ class Recipe(Section):
             *_rank_problems(self),
             *_column_problems(self),
             *_part_problems(self),
-            *objective_problems([task.loss for task in self.tasks], self.features.group),
+            *objective_problems(
+                [task.loss for task in self.tasks], self.task_names, self.features.group
+            ),
             *domain_problems(self.features, needs_domain=self.needs_domain),
             *phase_problems(self.train, self.model),
             *online_problems(

@@ -147,6 +147,7 @@ class InferenceModel:
             with torch.autocast("cpu", torch.bfloat16, enabled=self._is_bf16):
                 given, _ = self.head(inputs)
             logits, _ = self._decoder(given.float())
+            logits = self._decoder.served(logits)
             logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
             return mapped(self.maps, logits) if calibrated else logits
 

@@ -183,7 +183,7 @@ class Leaf(nn.Module):
         logits, levels = self.decoder(columns.float())
         if not self.training:  # what is asked for are the logits
             none = logits.new_zeros(())
-            return none, Output(none, None, logits.detach())
+            return none, Output(none, None, self.decoder.served(logits).detach())
         targets = Targets(
             batch.labels, batch.valid, batch.weights, batch.propensity, batch.group, batch.domain
         )

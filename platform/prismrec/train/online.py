@@ -49,6 +49,7 @@ from prismrec.train.sentinel import Sentinel
 from prismrec.train.sharding import ShardedModel, shard_model
 from prismrec.train.state import TrainState
 from prismrec.train.waiting import Waiting
+from prismrec.train.watchdog import Watchdog
 
 _NO_TOTAL = 0
 """Steps of a run whose length nobody knows."""
@@ -276,7 +277,10 @@ def _train_slice(run: _Run) -> str:
     run.position.done(has_rows=rows > 0)
     if rows and part.kind == "late":
         run.session.log({"stream/late_rows": float(rows)}, state)
-    if rows and part.kind == "window" and run.recipe.checkpoint.every_steps is None:
+    is_due = run.saver.is_due(state.step)
+    if run.recipe.checkpoint.every_steps is None:
+        is_due = part.kind == "window"
+    if rows and is_due:  # not before the position has left the slice behind
         with run.meter.paused():
             run.save()
     return ""
@@ -296,7 +300,10 @@ def _train_rows(run: _Run, splits: Splits) -> str:
     sentinel = run.sentinel
     lanes = splits.train.lanes
     total = state.step + lanes.steps(state.offsets or [0] * lanes.num_lanes)
-    with Feed(splits, state, total) as feed:
+    seconds = run.recipe.train.hang_timeout_s
+    watchdog = Watchdog(session.ranks, session.files, seconds)
+    with watchdog, Feed(splits, state, total) as feed:
+        watchdog.follow(feed)
         while state.step < total:
             stopped = run.stop.agreed()
             if stopped:
@@ -307,16 +314,14 @@ def _train_rows(run: _Run, splits: Splits) -> str:
                 feed.drop(state, run.saver.ledger)
             else:
                 meter.add(output, feed.take(state, run.saver.ledger), feed.waited())
+            watchdog.moved(state.step)
             if meter.is_due(state.step):
                 sentinel.check()
                 told = pushes_of(session, sharded, state) | sharded.managed_ids()
                 session.log(meter.read() | told | sentinel.metrics(), state)
             if run.saver.is_due(state.step) and state.step < total:
-                with meter.paused():
+                with meter.paused(), watchdog.paused():
                     run.save()
-    if run.saver.is_due(state.step):
-        with meter.paused():
-            run.save()
     return ""
 
 

@@ -117,7 +117,7 @@ def _scored(subject: Subject, progress: Progress) -> _Scored:
     for sample in first_rows(subject, subject.num_rows, "scores", progress):
         with torch.no_grad():
             columns, _ = subject.model(sample.inputs)
-            logits, _ = decoder(columns.float())
+            logits = decoder.served(decoder(columns.float())[0])
         parts.append((logits.double().numpy(), sample.labels.double().numpy()))
     logits_of, labels_of = (np.concatenate(each) for each in zip(*parts, strict=True))
     names = subject.recipe.task_names
