@@ -23,6 +23,7 @@ from benchmarks.channel import ROOT
 from benchmarks.embeddings.cases import (
     BAGS,
     COUNTS,
+    CUDA_WIDTHS,
     WIDTHS,
     Case,
     Sizes,
@@ -32,7 +33,7 @@ from benchmarks.embeddings.cases import (
 )
 from benchmarks.embeddings.chart import svg
 from benchmarks.embeddings.memory import GOAL, measure_memory
-from benchmarks.embeddings.page import markdown
+from benchmarks.embeddings.page import PEERS, markdown
 from benchmarks.embeddings.ranks import Plan, measured
 from benchmarks.machine import machine
 
@@ -50,21 +51,29 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="K")
-    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
+    parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--bags", type=int, nargs="+", default=list(BAGS))
     parser.add_argument("--ranks", type=int, nargs="+", choices=[1, 2])
     parser.add_argument("--tables", type=int, default=26)
     parser.add_argument("--rows", type=int, help="of a table at width 16")
     parser.add_argument("--batch", type=int, help="on all ranks, at width 16 with bags of one")
+    parser.add_argument("--batches", type=int, nargs="+", help="several instead of --batch")
+    parser.add_argument("--types", choices=["fp32", "fp16"], nargs="+", default=["fp32"])
+    parser.add_argument(
+        "--peers", choices=list(PEERS), nargs="+", default=[], help="all if not given"
+    )
     parser.add_argument("--windows", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.12, help="length of a window")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--curve", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.svg")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(given)
     rows, batch = BASE[asked.device]
     asked.rows, asked.batch = asked.rows or rows, asked.batch or batch
+    asked.batches = asked.batches or [asked.batch]
+    asked.widths = asked.widths or list(CUDA_WIDTHS if asked.device == "cuda" else WIDTHS)
     asked.ranks = asked.ranks or ([1, 2] if asked.device == "cpu" else [1])
     return asked
 
@@ -73,11 +82,22 @@ def plan_of(asked: argparse.Namespace, ranks: int) -> Plan:
     """What the processes of one number of ranks measure."""
     sizes = Sizes(asked.device, asked.tables, asked.rows, asked.batch)
     choose = one_rank if ranks == 1 else two_ranks
-    cases = choose(sizes, asked.counts, asked.widths, asked.bags)
+    cases = [
+        case
+        for data_type in asked.types
+        for batch in asked.batches
+        for case in choose(
+            Sizes(asked.device, asked.tables, asked.rows, batch, data_type),
+            asked.counts,
+            asked.widths,
+            asked.bags,
+        )
+    ]
     curve: list[Case] = []
-    if ranks == 1 and len(asked.counts) > 1:
+    if ranks == 1 and len(asked.counts) > 1 and asked.curve:
         counts = range(1, max(asked.counts) + 1)
-        curve = [sizes.case(k, asked.widths[0], asked.bags[0], "uniform") for k in counts]
+        every = (sizes.case(k, asked.widths[0], asked.bags[0], "uniform") for k in counts)
+        curve = [case for case in every if case.can_pack]
     return Plan(
         groups=tuple(tuple(group) for group in grouped(cases)),
         curve=tuple(curve),
@@ -85,6 +105,7 @@ def plan_of(asked: argparse.Namespace, ranks: int) -> Plan:
         seconds=asked.seconds,
         threads=asked.threads,
         copied=_COPIED[asked.device] if ranks == min(asked.ranks) else 0,
+        only=tuple(asked.peers),
     )
 
 

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prismrec.config.embedding import MAX_WIDTH
+
 COUNTS = (1, 2, 4, 8)
 WIDTHS = (16, 64, 128)
+CUDA_WIDTHS = (*WIDTHS, 256)
 BAGS = (1, 20)
 IDS = ("uniform", "zipf")
 KINDS = ("table_wise", "row_wise")
@@ -23,7 +26,8 @@ ZIPF = 1.05
 _SPREAD = 2_654_435_761
 """An odd number: popular ids must not be neighbours in memory."""
 _NUMBER = 4
-"""Bytes of a weight, a state and a gradient."""
+"""Bytes of an output, a state and a gradient."""
+_WEIGHT = {"fp32": 4, "fp16": 2}
 _ID = 8
 
 
@@ -42,6 +46,7 @@ class Case:
         tables: F, each with one feature.
         batch: B.
         kind: where the tables lie; "one_rank" on one.
+        data_type: of the weights, "fp32" or "fp16".
     """
 
     k: int
@@ -54,6 +59,12 @@ class Case:
     tables: int
     batch: int
     kind: str = "one_rank"
+    data_type: str = "fp32"
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether all sets fit one row: a shard has at most 1,024 columns."""
+        return self.k * self.width <= MAX_WIDTH
 
     def document(self) -> dict[str, Any]:
         """What names the case in the results."""
@@ -63,7 +74,8 @@ class Case:
     @property
     def modules(self) -> tuple[Any, ...]:
         """Cases that agree in this are measured with the same modules."""
-        return (self.ranks, self.kind, self.k, self.width, self.rows, self.tables, self.device)
+        sizes = (self.k, self.width, self.rows, self.tables, self.data_type)
+        return (self.ranks, self.kind, *sizes, self.device)
 
     @property
     def numbers(self) -> int:
@@ -83,12 +95,14 @@ class Sizes:
         tables: F.
         rows: rows of each table.
         batch: B.
+        data_type: of the weights.
     """
 
     device: str
     tables: int
     rows: int
     batch: int
+    data_type: str = "fp32"
 
     def case(
         self, k: int, width: int, bag: int, ids: str, ranks: int = 1, kind: str = "one_rank"
@@ -108,6 +122,7 @@ class Sizes:
             self.tables,
             max(ranks, batch // ranks * ranks),
             kind,
+            self.data_type,
         )
 
 
@@ -161,11 +176,12 @@ def draw(case: Case, number: int, seed: int = 1) -> list[Tensor]:
     size = (case.tables, case.batch, case.bag)
     if case.ids == "uniform":
         return [torch.randint(case.rows, size, generator=generator) for _ in range(number)]
-    popularity = torch.arange(1, case.rows + 1, dtype=torch.double).pow(-ZIPF).cumsum(0)
+    ranking = torch.arange(1, case.rows + 1, dtype=torch.double, device=case.device)
+    popularity = ranking.pow(-ZIPF).cumsum(0)
     popularity /= popularity[-1].clone()
     steps = []
     for _ in range(number):
-        uniform = torch.rand(size, dtype=torch.double, generator=generator)
+        uniform = torch.rand(size, dtype=torch.double, generator=generator).to(case.device)
         place = torch.searchsorted(popularity, uniform).clamp_(max=case.rows - 1)
         steps.append(place * _SPREAD % case.rows)
     return steps
@@ -173,8 +189,9 @@ def draw(case: Case, number: int, seed: int = 1) -> list[Tensor]:
 
 def distinct(case: Case, steps: Sequence[Tensor]) -> float:
     """U, the mean over some steps: ids that differ, or are of different tables."""
-    offsets = torch.arange(case.tables).view(-1, 1, 1) * case.rows
-    return float(sum(torch.unique(ids + offsets).numel() for ids in steps) / len(steps))
+    offsets = torch.arange(case.tables, device=case.device).view(-1, 1, 1) * case.rows
+    counts = [torch.unique(ids.to(case.device) + offsets).numel() for ids in steps]
+    return sum(counts) / len(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +226,9 @@ def traffic(case: Case, way: str, unique: float) -> Traffic:
     columns = case.k * case.width
     outputs = _NUMBER * case.tables * case.batch * columns
     copies = 1 if way == "packed" else case.k
-    forward = ids * (_ID * copies + _NUMBER * columns) + outputs
-    changed = 4 * _NUMBER * columns * unique  # weight and state, read and written
+    weight = _WEIGHT[case.data_type]
+    forward = ids * (_ID * copies + weight * columns) + outputs
+    changed = 2 * (weight + _NUMBER) * columns * unique  # weight and state, read and written
     if way == "sparse":
         changed += 2 * _NUMBER * columns * (ids + unique)
     elif way == "dense":

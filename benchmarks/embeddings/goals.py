@@ -82,13 +82,20 @@ def goals(document: dict[str, Any]) -> list[Goal]:
 def _cuda_goals(copied: float) -> list[Goal]:
     def is_wide(row: Row) -> bool:
         case = row["case"]
-        return bool(row["peer"] == "ours" and case["width"] == 128 and case["bag"] == 1)
+        is_shape = (case["width"], case["bag"], row["batch"]) == (128, 1, 65_536)
+        return bool(row["peer"] == "ours" and is_shape and row.get("data_type") != "fp16")
 
     def is_separate(row: Row) -> bool:
         case = row["case"]
         return bool(row["peer"] == "ours_separate" and (case["k"], case["width"]) == (4, 16))
 
     return [
+        Goal(
+            "FBGEMM's kernel over ours, packed",
+            1 / 1.03,
+            lambda row: bool(row["peer"] == "tbe"),
+            lambda row: float(row["ratio"]),
+        ),
         Goal(
             "forward over a copy, 128 wide",
             0.75,

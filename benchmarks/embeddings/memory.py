@@ -23,6 +23,7 @@ from benchmarks.embeddings.cases import IDS, Case
 
 GOAL = 1.1
 _STEPS = 5
+_FIXED = ("ranks", "kind", "data_type")
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
@@ -56,7 +57,7 @@ def measure_memory(case: Case, layout: str, threads: int) -> Memory:
     Raises:
         RuntimeError: the process failed; the end of what it said is in the message.
     """
-    options = {name: value for name, value in asdict(case).items() if name not in ("ranks", "kind")}
+    options = {name: value for name, value in asdict(case).items() if name not in _FIXED}
     options |= {"layout": layout, "threads": threads}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.embeddings.memory", *arguments]

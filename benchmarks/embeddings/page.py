@@ -56,7 +56,8 @@ def _head(document: dict[str, Any]) -> str:
         "a case take turns on the same memory, with the same ids (uniform, or Zipf 1.05). In brackets: "
         "over packed, and FBGEMM's separate kernel over separate; the median over the windows. A copy "
         f"in memory reads and writes {document['copy_gb_per_s']} GB/s. Where a way is missing, it is that "
-        "of its neighbour (K = 1) or too large (dense gradients)." + where + "\n\n"
+        "of its neighbour (K = 1), too large (dense gradients), or rows of all sets would be wider than 1,024 "
+        "columns, and the others are held against separate." + where + "\n\n"
         "What was changed and what it gave: [embeddings_ladder.md](embeddings_ladder.md)."
     )
 
@@ -73,7 +74,7 @@ def _table(rows: Sequence[Row]) -> str:
     """A line per case, a column per way."""
     cases: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
-        key = (*row["case"].values(), row["kind"])
+        key = (*row["case"].values(), row["kind"], row["batch"], row.get("data_type"))
         cases.setdefault(key, {})[row["peer"]] = row
     peers = [name for name in PEERS if any(name in each for each in cases.values())]
     is_alone = rows[0]["case"]["ranks"] == 1
@@ -83,7 +84,8 @@ def _table(rows: Sequence[Row]) -> str:
         case = first["case"]
         cells = [case["width"], case["bag"], case["ids"], case["k"]]
         cells += [] if is_alone else [first["kind"]]
-        cells += [f"{case['rows']:,}", f"{first['batch']:,}"]
+        is_half = first.get("data_type") == "fp16"
+        cells += [f"{case['rows']:,}", f"{first['batch']:,}" + (" fp16" if is_half else "")]
         cells += [_cell(of_case.get(name)) for name in peers]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     kind = [] if is_alone else ["placement"]
@@ -158,15 +160,14 @@ def _rates(rows: Iterable[Row], copied: float) -> str:
             speed = rate(row, part)
             cells += [f"{row[part + 'milliseconds']:.2f}", f"{speed:,.0f}", f"{speed / copied:.0%}"]
         lines.append(
-            f"| {case['width']} | {case['bag']} | {case['ids']} | {case['k']} | {PEERS[row['peer']]} | "
-            + " | ".join(cells)
-            + " |"
+            f"| {case['width']} | {case['bag']} | {case['ids']} | {case['k']} | {row['batch']:,} "
+            f"| {row.get('data_type', 'fp32')} | {PEERS[row['peer']]} | " + " | ".join(cells) + " |"
         )
     heading = ["forward, ms", "GB/s", "of a copy", "step, ms", "GB/s", "of a copy"]
     return (
         "GB/s of the least bytes a step has to move: ids, rows, outputs and their gradients once, "
         "changed weights and states read and written.\n\n"
-        + _lines(["width", "bag", "ids", "K", "way", *heading], lines)
+        + _lines(["width", "bag", "ids", "K", "batch", "type", "way", *heading], lines)
     )
 
 

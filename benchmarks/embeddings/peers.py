@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     EmbeddingLocation,
@@ -30,7 +30,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from benchmarks.embeddings.cases import Case
 from prismrec.config.embedding import Layout, ShardingKind, TableOptimizer
 from prismrec.data.batch import jagged_ids
-from prismrec.embeddings.collection import SetViews, build_collection
+from prismrec.embeddings.collection import TYPES, SetViews, build_collection
 from prismrec.embeddings.plan import Placement, plan_tables
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.embeddings.sharder import ShardedTables, Sharder, shard_tables
@@ -200,7 +200,7 @@ def spec_of(case: Case, layout: Layout) -> EmbeddingSpec:
             TableSpec(name, case.rows, (name,), "sum", layout, kind, rule) for name in fields
         ),
         fields=fields,
-        data_type="fp32",
+        data_type=case.data_type,  # type: ignore[arg-type]
     )
 
 
@@ -253,6 +253,8 @@ def raw(case: Case, ranks: Ranks, way: str) -> Raw:
         learning_rate=RATE,
         eps=EPS,
         device=ranks.device,
+        weights_precision=SparseType.FP16 if case.data_type == "fp16" else SparseType.FP32,
+        output_dtype=SparseType.FP32,
     )
     is_packed = way == "packed"
     name, against = ("tbe", "ours") if is_packed else ("tbe_separate", "ours_separate")
@@ -271,6 +273,7 @@ def torchrec_tables(case: Case, ranks: Ranks) -> TorchRec:
             embedding_dim=case.width,
             num_embeddings=case.rows,
             feature_names=[field],
+            data_type=TYPES[case.data_type],
         )
         for field in fields
         for k in range(case.k)
@@ -330,9 +333,14 @@ def dense_embeddings(case: Case, ranks: Ranks) -> Plain:
 def peers_of(case: Case, ranks: Ranks) -> list[Callable[[], Peer]]:
     """What makes each peer of a case, ours first.
 
+    Rows of all sets side by side can be wider than a shard may be; then nothing is packed, and the
+    others are held against separate tables.
+
     Collective: every rank makes them all, in this order.
     """
-    makers: list[Callable[[], Peer]] = [lambda: ours(case, ranks, "packed")]
+    makers: list[Callable[[], Peer]] = []
+    if case.can_pack:
+        makers.append(lambda: ours(case, ranks, "packed"))
     if case.k > 1:  # a set alone is its own neighbour
         makers.append(lambda: ours(case, ranks, "separate"))
     makers.append(lambda: torchrec_tables(case, ranks))
@@ -340,12 +348,16 @@ def peers_of(case: Case, ranks: Ranks) -> list[Callable[[], Peer]]:
         if case.kind == "table_wise" and case.k > 1:
             makers.append(lambda: ours(case, ranks, "spread"))
         return makers
-    makers.append(lambda: raw(case, ranks, "packed"))
+    if case.device == "cuda" and case.k > 1:
+        makers.append(lambda: ours(case, ranks, "spread"))
+    if case.can_pack:
+        makers.append(lambda: raw(case, ranks, "packed"))
     if case.k > 1:
         makers.append(lambda: raw(case, ranks, "separate"))
-    makers.append(lambda: embedding_bags(case, ranks))
-    if case.numbers <= DENSE_LIMIT[case.device]:
-        makers.append(lambda: dense_embeddings(case, ranks))
+    if case.data_type == "fp32":  # PyTorch's Adagrad knows no weights of fp16
+        makers.append(lambda: embedding_bags(case, ranks))
+        if case.numbers <= DENSE_LIMIT[case.device]:
+            makers.append(lambda: dense_embeddings(case, ranks))
     return makers
 
 

@@ -29,6 +29,7 @@ class Plan:
         seconds: length of a window.
         threads: cores of all processes together.
         copied: bytes of a buffer that is copied to see what the memory can do; 0 leaves it out.
+        only: names of the peers that are measured; all if there is none.
     """
 
     groups: tuple[tuple[Case, ...], ...]
@@ -37,6 +38,7 @@ class Plan:
     seconds: float
     threads: int
     copied: int = 0
+    only: tuple[str, ...] = ()
 
     @property
     def cases(self) -> list[Case]:

@@ -87,6 +87,7 @@ class Bench:
     def __init__(self, plan: Plan, ranks: Ranks, put: Callable[[dict[str, Any]], None]) -> None:
         self._ranks = ranks
         self._put = put
+        self._only = plan.only
         self._windows = Windows(plan.windows, plan.seconds)
         largest = max(case.numbers for case in plan.cases)
         self._room = Room(round(2.1 * largest / ranks.world_size), ranks.device)
@@ -95,7 +96,8 @@ class Bench:
 
     def compare(self, cases: Sequence[Case]) -> None:
         """All peers of some cases that share their modules."""
-        peers = [self._make(maker) for maker in peers_of(cases[0], self._ranks)]
+        made = [self._make(maker) for maker in peers_of(cases[0], self._ranks)]
+        peers = [peer for peer in made if not self._only or peer.name in self._only]
         for case in cases:
             self._put({"rows": self._rows(case, peers)})
 
@@ -130,15 +132,17 @@ class Bench:
         rows = []
         for each in timed:
             moved = traffic(case, each.peer.way, unique)
+            against = each.peer.against if each.peer.against in totals else timed[0].peer.name
             rows.append(
                 {
                     "case": case.document(),
                     "peer": each.peer.name,
-                    **summary(each.total, totals[each.peer.against]),
+                    **summary(each.total, totals[against]),
                     "bytes": moved.total,
-                    "against": each.peer.against,
+                    "against": against,
                     "kind": case.kind,
                     "batch": case.batch,
+                    "data_type": case.data_type,
                     "forward_milliseconds": round(statistics.median(each.forward), 3),
                     "forward_bytes": moved.forward,
                     "ids_sent": self._sent(each) if case.ranks > 1 else None,

@@ -35,7 +35,11 @@ def _part(name: str, title: str, seconds: float, group: str, *arguments: str) ->
 
 PARTS: tuple[Part, ...] = (
     _part("ceilings", "Ceilings", 60, "both"),
-    _part("right", "Right: the tests of tests/gpu", 200, "first"),
+    _part("right", "Right: the tests of tests/gpu", 180, "first"),
+    _part("train", "Training: samples per second", 110, "first"),
+    _part("tables", "Tables", 200, "first"),
+    _part("ladder", "Training: the ladder", 170, "second"),
+    _part("sweep", "Tables: batches, bags and types", 150, "second", "tables", "--sweep"),
 )
 
 

@@ -221,6 +221,7 @@ def _row(peer: str, milliseconds: float, ratio: float, **case: Any) -> dict[str,
         "bytes": 2_000_000,
         "kind": "one_rank" if case.get("ranks", 1) == 1 else "row_wise",
         "batch": 8,
+        "data_type": "fp32",
         "forward_milliseconds": milliseconds / 2,
         "forward_bytes": 1_000_000,
         "ids_sent": None if case.get("ranks", 1) == 1 else 24,
@@ -285,12 +286,15 @@ def test_what_a_set_adds_is_taken_window_by_window() -> None:
 def test_goals_on_cuda_are_shares_of_a_copy() -> None:
     document = _document() | {"device": "cuda", "copy_gb_per_s": 4_000.0}
     document["machine"] = FACTS | {"device": "H"}
-    wide = _row("ours", 1e-3, 1, width=128)
+    wide = _row("ours", 1e-3, 1, width=128) | {"batch": 65_536}
+    half = wide | {"data_type": "fp16", "bytes": 1}
+    small = wide | {"batch": 4_096, "bytes": 1}
     # 1 MB in half a microsecond and 2 MB in one: 2,000 GB/s, half of a copy
     assert (rate(wide), rate(wide, "forward_")) == (2_000, 2_000)
-    document["rows"] = [wide, _row("ours_separate", 3e-3, 3)]
+    document["rows"] = [wide, half, small, _row("ours_separate", 3e-3, 3), _row("tbe", 1e-3, 0.98)]
     lines = [goal.line(document["rows"]) for goal in goals(document)]
     assert [line.split("|")[2:6] for line in lines if line] == [
+        [" 0.97 ", " 0.98 ", " 0.98 ", " 1 of 1 "],
         [" 0.75 ", " 0.50 ", " 0.50 ", " 0 of 1 "],
         [" 0.60 ", " 0.50 ", " 0.50 ", " 0 of 1 "],
         [" 2.00 ", " 3.00 ", " 3.00 ", " 1 of 1 "],
@@ -298,7 +302,10 @@ def test_goals_on_cuda_are_shares_of_a_copy() -> None:
     page = markdown(document)
     assert "Device: H." in page
     assert "Not measured" not in page
-    assert "| 128 | 1 | uniform | 4 | packed | 0.00 | 2,000 | 50% | 0.00 | 2,000 | 50% |" in page
+    assert (
+        "| 128 | 1 | uniform | 4 | 65,536 | fp32 | packed | 0.00 | 2,000 | 50% | 0.00 | 2,000 | 50% |"
+        in page
+    )
 
 
 def test_a_goal_that_holds_no_row_has_no_line() -> None:
@@ -337,3 +344,49 @@ def test_what_is_asked_for_becomes_cases() -> None:
     assert not both.copied
     cuda = arguments(["--device", "cuda"])
     assert (cuda.ranks, cuda.rows, cuda.batch) == ([1], 1_000_000, 65_536)
+    assert cuda.widths == [16, 64, 128, 256]
+    several = arguments(
+        ["--batches", "8", "16", "--types", "fp16", "fp32", "--peers", "ours", "tbe", "--no-curve"]
+    )
+    plan = plan_of(several, 1)
+    assert plan.only == ("ours", "tbe")
+    assert {
+        (case.batch, case.data_type) for case in plan.cases if case.bag == 1 and case.width == 16
+    } == {(batch, data_type) for batch in (8, 16) for data_type in ("fp32", "fp16")}
+
+
+def test_rows_wider_than_a_shard_are_not_packed() -> None:
+    case = SMALL.case(8, 256, 1, "uniform")
+    assert (case.k * case.width, case.can_pack) == (2_048, False)
+    with process_group("cpu"):
+        names = [make().name for make in peers_of(case, _ranks())]
+    assert names == ["ours_separate", "ebc", "tbe_separate", "embedding_bag", "embedding"]
+    assert SMALL.case(8, 128, 1, "uniform").can_pack
+
+
+def test_half_precision_tables_look_up_the_same_sums() -> None:
+    case = replace(SMALL.case(2, 16, 1, "uniform"), data_type="fp16")
+    (ids,) = draw(case, 1)
+    with process_group("cpu"):
+        makers = peers_of(case, _ranks())
+        peers = [make() for make in makers]
+        assert [peer.name for peer in peers] == [
+            "ours",
+            "ours_separate",
+            "ebc",
+            "tbe",
+            "tbe_separate",
+        ]
+        for peer in peers:
+            timed = prepare(peer, [ids], torch.full((case.batch * 3 * 32,), 1e-3), _ranks())
+            step(timed, 0)
+            outputs = peer.forward(timed.batches[0])
+            assert sum(output.numel() for output in outputs) == case.batch * 3 * 32
+
+
+def test_bytes_of_half_precision_weights() -> None:
+    case = replace(SMALL.case(2, 16, 1, "uniform"), tables=1, rows=10, batch=3, bag=2)
+    half = traffic(replace(case, data_type="fp16"), "packed", 4)
+    # rows of half the size; outputs, gradients and states as they were
+    assert half.forward == 48 + 6 * 64 + 3 * 128
+    assert half.update == 3 * 128 + 4 * (2 * 64 + 2 * 128)
