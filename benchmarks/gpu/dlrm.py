@@ -112,8 +112,15 @@ def build(fields: Fields, options: dict[str, list[int]]) -> Model:
     return Model(shape)
 
 
-def recipe_of(shape: Shape, batch: int, device: str) -> Recipe:
-    """The model as a recipe; its data are drawn, not read."""
+def recipe_of(shape: Shape, batch: int, device: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The model as a recipe; its data are drawn, not read.
+
+    Args:
+        shape: sizes.
+        batch: rows of a step.
+        device: "cpu" or "cuda".
+        overrides: `section.key=value` changes.
+    """
     return from_dict(
         {
             "name": "dlrm-dcn",
@@ -133,7 +140,8 @@ def recipe_of(shape: Shape, batch: int, device: str) -> Recipe:
             },
             "tasks": [{"name": "label", "label": "label"}],
             "train": {"device": device},
-        }
+        },
+        list(overrides),
     )
 
 

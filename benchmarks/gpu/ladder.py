@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -123,16 +125,22 @@ class Bench:
 
 
 def main() -> None:
-    """Measure every rung at both batch sizes."""
+    """Measure every rung at both batch sizes; exit code 1 if one that is no variant does not hold."""
     run = asked(__doc__)
-    shape = run.choose(_FULL, TRIAL)
+    shape, broken = run.choose(_FULL, TRIAL), 0
     with process_group(run.device) as ranks:
         for batch in run.choose((65_536, 16_384), (32,)):
-            climb(Bench(run, ranks, shape, batch))
+            broken += climb(Bench(run, ranks, shape, batch))
+    if broken:
+        sys.exit(f"{broken} steps of the ladder do not hold")
 
 
-def climb(bench: Bench) -> None:
-    """Measure the rungs at one batch size; a rung that does not hold says why and stops no other."""
+def climb(bench: Bench) -> int:
+    """Measure the rungs at one batch size; a rung that does not hold says why and stops no other.
+
+    Returns:
+        How many of the package's own steps do not hold.
+    """
     run = bench.run
     table = run.results.table(
         f"Ladder, batch {bench.batch:,}",
@@ -142,6 +150,7 @@ def climb(bench: Bench) -> None:
     )
     found: dict[Step, tuple[Spread, dict[str, float]]] = {}
     before: Step | None = None
+    broken = 0
     for name, step in RUNGS:
         if run.device != "cuda" and (step.products in _CUDA_ONLY or step.core in _CUDA_ONLY):
             run.results.add(table, name, None, "not on the CPU", None, None, None)
@@ -152,6 +161,8 @@ def climb(bench: Bench) -> None:
         except Exception as error:  # noqa: BLE001 - whatever it was belongs in the table
             text = f"does not hold: {type(error).__name__}: {str(error).splitlines()[0][:150]}"
             run.results.add(table, name, expected, text, None, None, None)
+            traceback.print_exc()
+            broken += not name.startswith("variant")
             continue
         spread, times = found[step]
         ratio = None if before not in found else found[before][0].median / spread.median  # type: ignore[index]
@@ -159,6 +170,7 @@ def climb(bench: Bench) -> None:
         speed = round(1e3 * bench.batch / spread.median)
         run.results.add(table, name, expected, spread.text(), ratio, speed, share)
         before = PIPELINE if step.is_pipelined else step
+    return broken
 
 
 def predicted(

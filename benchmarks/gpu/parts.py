@@ -38,8 +38,10 @@ PARTS: tuple[Part, ...] = (
     _part("right", "Right: the tests of tests/gpu", 180, "first"),
     _part("train", "Training: samples per second", 110, "first"),
     _part("tables", "Tables", 200, "first"),
-    _part("ladder", "Training: the ladder", 170, "second"),
+    _part("ladder", "Training: the ladder", 160, "second"),
     _part("sweep", "Tables: batches, bags and types", 150, "second", "tables", "--sweep"),
+    _part("reader", "Training from Parquet files", 80, "second"),
+    _part("models", "Several sets and the production recipe", 110, "second"),
 )
 
 

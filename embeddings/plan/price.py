@@ -6,6 +6,7 @@ for each of its shards.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,11 +30,6 @@ from prismrec.embeddings.memory import block_bytes
 from prismrec.embeddings.plan.placement import Placement
 from prismrec.embeddings.sets import EmbeddingSpec
 from prismrec.embeddings.sharder import Sharder, UnpooledSharder, torchrec_name
-
-try:
-    from torchrec.distributed.planner.utils import build_sharder_data_map
-except ImportError:  # before 1.8 the estimators take the sharders themselves
-    build_sharder_data_map = None
 
 Progress = Callable[[int, int], None]
 """Told how many steps are done and how many there are."""
@@ -187,7 +183,7 @@ def _estimate(
         sharder_name(EmbeddingBagCollection): Sharder(codecs),
         sharder_name(EmbeddingCollection): UnpooledSharder(),
     }
-    about = build_sharder_data_map(sharders) if build_sharder_data_map else sharders
+    about = _about(sharders)
     speed, storage = EmbeddingPerfEstimator(topology), EmbeddingStorageEstimator(topology)
     meta = torch.device("meta")
     pooling = EmbeddingBagCollection(tables=[], is_weighted=spec.is_weighted, device=meta)
@@ -203,6 +199,15 @@ def _estimate(
         if progress:
             progress(len(pieces), len(keys))
     return pieces
+
+
+def _about(sharders: dict[str, ModuleSharder[Any]]) -> Any:
+    """What this TorchRec's estimators take of the sharders: before 1.8 it is the sharders themselves."""
+    if "sharder_data_map" not in inspect.signature(EmbeddingStorageEstimator.estimate).parameters:
+        return sharders
+    from torchrec.distributed.planner.utils import build_sharder_data_map
+
+    return build_sharder_data_map(sharders)
 
 
 def _option(
