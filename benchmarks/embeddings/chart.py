@@ -44,7 +44,7 @@ def _bars(document: dict[str, Any], top: int) -> tuple[list[str], int]:
         parts += [
             _text(_LEFT - 8, top + 14, name, "end"),
             _bar(top, _LEFT, length, is_ours),
-            _text(_LEFT + length + 6, top + 14, f"{row['milliseconds']:.0f}", "start"),
+            _text(_LEFT + length + 6, top + 14, f"{row['milliseconds']:.3g}", "start"),
         ]
         top += _BAR + _GAP
     return parts, top

@@ -110,17 +110,24 @@ def lined(heading: Sequence[str], lines: Iterable[str]) -> str:
     return "\n".join(["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading), *lines])
 
 
-def main() -> None:
-    """Write the page and the JSON of some calls as one."""
+def main(given_arguments: Sequence[str] | None = None) -> None:
+    """Write the page and the JSON of some calls as one, and a chart of the tables if they were measured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("calls", type=Path, nargs="+", help="gpu.json of each call, in their order")
-    parser.add_argument("--out", type=Path, required=True, help="write OUT.json and OUT.md")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, required=True, help="write OUT.json, OUT.md and OUT.svg"
+    )
+    given = parser.parse_args(given_arguments)
     document = merged([json.loads(path.read_text()) for path in given.calls])
     given.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     given.out.with_suffix(".md").write_text(markdown(document))
+    tables = document["parts"].get("tables", {}).get("facts", {}).get("document")
+    if tables and tables["rows"]:
+        from benchmarks.embeddings.chart import svg  # torch is not needed for the rest
+
+        given.out.with_suffix(".svg").write_text(svg(tables))
     print(markdown(document))
 
 

@@ -73,6 +73,7 @@ def main() -> None:
         "1,024.",
     )
     document: dict[str, Any] = {"device": run.device, "rows": [], "copy_gb_per_s": None}
+    document |= {"tables": run.choose(26, 2), "curve": None}
     failed = 0
     for command in runs_of(run, is_sweep=chosen.sweep):
         print(" ".join(command), flush=True)
@@ -82,6 +83,7 @@ def main() -> None:
             traceback.print_exc()
             failed += 1
     _judge(run, document)
+    run.results.fact("document", document)
     if failed:
         sys.exit(f"{failed} processes failed")
 

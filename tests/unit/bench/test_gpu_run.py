@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.parts import PARTS, Part, chosen
+from benchmarks.gpu.report import main as report
 from benchmarks.gpu.report import markdown, merged
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.run_all import Setting, arguments, failed, run
@@ -53,6 +54,15 @@ def test_a_run_goes_on_after_failures_and_names_them(tmp_path: Path) -> None:
     assert "nothing is written" in (tmp_path / "gpu.log").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_every_part_runs_to_its_end_at_trial_size(tmp_path: Path) -> None:
+    document = run(PARTS, Setting("cpu", "trial", tmp_path, 20, "the command"))
+    assert failed(document) == [], (tmp_path / "gpu.log").read_text()[-4000:]
+    for name, part in document["parts"].items():
+        assert any(table["rows"] for table in part["tables"]), name
+
+
 def test_what_has_no_time_is_not_run(tmp_path: Path) -> None:
     document = run([_part("late", WRITES)], Setting("cpu", "trial", tmp_path, 0, "c"))
     assert document["parts"]["late"]["status"] == "not run: no time was left"
@@ -84,6 +94,14 @@ def test_calls_become_one_report(tmp_path: Path) -> None:
     assert failed(whole) == []
     assert whole["commands"] == ["one", "two"]
     assert "one\ntwo" in markdown(whole)
+    paths = []
+    for name, document in (("first", first), ("second", second)):
+        paths.append(str(tmp_path / f"{name}.json"))
+        Path(paths[-1]).write_text(json.dumps(document))
+    report([*paths, "--out", str(tmp_path / "h")])
+    assert json.loads((tmp_path / "h.json").read_text()) == json.loads(json.dumps(whole))
+    assert (tmp_path / "h.md").read_text() == markdown(whole)
+    assert not (tmp_path / "h.svg").exists(), "the tables were not measured"
     with pytest.raises(ValueError, match="the calls differ in their size: full, trial"):
         merged([first, {**second, "size": "full"}])
 
