@@ -108,7 +108,8 @@ def _of_kuairand(run: Asked, ranks: Ranks) -> list[Case]:
     data = Path("out/kuairand")
     sizes = run.choose(Sizes(120_000, 20_000, 7_000), Sizes())
     schema = write_small_kuairand(data, sizes)
-    batch, cases = run.choose(8_192, 64), []
+    batch = run.choose(8_192, 64)
+    cases: list[Case] = []
     for file in _KUAIRAND:
         path = _RECIPES / file
         overrides = [f"data.global_batch_size={batch}", f"train.device={run.device}"]

@@ -71,8 +71,8 @@ class Files:
             failed = counts["FAILED"] + counts["ERROR"]
             if code:
                 self.failed.append(path.name)
-            row = (path.name, counts["PASSED"], failed, counts["SKIPPED"], f"exit code {code}")
-            self._run.results.add(self._table, *row)
+            cells = (path.name, counts["PASSED"], failed, counts["SKIPPED"], f"exit code {code}")
+            self._run.results.add(self._table, *cells)
 
     def _put(self, counts: dict[str, int], found: re.Match[str]) -> None:
         file, test, outcome, why = found.groups()

@@ -71,7 +71,7 @@ class Outcome:
 
     def document(self, part: Part) -> dict[str, Any]:
         """As the report takes it."""
-        empty = {"tables": [], "goals": [], "facts": {}}
+        empty: dict[str, Any] = {"tables": [], "goals": [], "facts": {}}
         facts = {"title": part.title, "status": self.status, "seconds": round(self.seconds, 1)}
         return {**facts, "log": self.log, **empty, **self.found}
 
