@@ -152,7 +152,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
             "directory": str(files.directory),
             "attempt": secrets.token_hex(4),
             "verbose": options.verbose,
-            "tracking": {"uri": tracker.uri, "run": tracker.run_id},
+            "tracking": {"base": str(Path.cwd()), "run": tracker.run_id},
             "modules": str(Path.cwd()),
             "threads": threads_asked(),
         }

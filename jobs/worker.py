@@ -35,7 +35,8 @@ def work(order: dict[str, Any]) -> None:
     worker group ends at once instead of meeting it again.
 
     Args:
-        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run and URI),
+        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run, and where a
+            relative file starts; Ray shows the order to others, so that no URI is in it),
             `modules`, the folder of the user's own models, `threads`, the most threads of a
             worker, if the user set it, and `online`, whether the data are a stream.
     """
@@ -86,8 +87,10 @@ def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
     trackers: list[Tracker] = [EventLog(files.events)]
     if order["tracking"]:
         from prismrec.tracking.run import MlflowTracker  # a second of imports that one rank needs
+        from prismrec.tracking.uri import resolve_uri
 
-        mlflow = MlflowTracker.attach(order["tracking"]["uri"], order["tracking"]["run"])
+        uri = resolve_uri(files.read_recipe().tracking.uri, Path(order["tracking"]["base"]))
+        mlflow = MlflowTracker.attach(uri, order["tracking"]["run"])
         mlflow.kept = files.undelivered
         trackers.append(mlflow)
     return Trackers(trackers)

@@ -22,6 +22,7 @@ from prismrec.cli import (
     config,
     data,
     doctor,
+    jobs,
     models,
     output,
     plan,
@@ -66,6 +67,9 @@ app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("analyze", epilog=analyze.EXAMPLE)(analyze.analyze)
 app.add_typer(cluster.app, name="cluster")
+app.command("submit", epilog=jobs.SUBMIT_EXAMPLE)(jobs.submit)
+app.add_typer(jobs.app, name="jobs")
+app.command("run-job", epilog=jobs.RUN_EXAMPLE, hidden=True)(jobs.run_job)
 app.add_typer(models.app, name="models")
 app.add_typer(tables.app, name="tables")
 app.command("profile", epilog=bench.PROFILE_EXAMPLE)(bench.profile)

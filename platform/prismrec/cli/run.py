@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prismrec.cli import output
 from prismrec.cli.options import AsJson, Overrides, RecipePath, is_verbose
 from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
+
+if TYPE_CHECKING:
+    from prismrec.config import Recipe
+    from prismrec.jobs.train import Options
 
 TRAIN_EXAMPLE = (
     "Example: prismrec train jobs/recipes/kuairand_me_dcnv2.toml data.path=out/kuairand --workers 2"
@@ -56,12 +60,19 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
 ) -> None:
     """Train a model, evaluate it, and register its inference copy."""
     from prismrec.config import load
-    from prismrec.jobs.train import Options, RunStopped, run_training
+    from prismrec.jobs.train import Options
 
     changes = _changes(overrides, workers, address)
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
+    train_and_show(load(recipe, changes), options, as_json)
+
+
+def train_and_show(recipe: Recipe, options: Options, as_json: bool) -> None:
+    """Train and print the result; a run that a signal stopped leaves with 128 and its number."""
+    from prismrec.jobs.train import RunStopped, run_training
+
     try:
-        result = run_training(load(recipe, changes), options)
+        result = run_training(recipe, options)
     except RunStopped as stopped:
         output.note(stopped.message)
         raise typer.Exit(stopped.exit_code) from None

@@ -36,3 +36,23 @@ def redacted(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [redacted(value) for value in tree]
     return without_password(tree) if isinstance(tree, str) else tree
+
+
+def has_credentials(text: str) -> bool:
+    """Whether a URI holds a password before its host, or a query that looks like a key.
+
+    >>> has_credentials("https://me:secret@host/x"), has_credentials("s3://b/rows?session_token=1")
+    (True, True)
+    >>> has_credentials("postgresql://me@host/runs"), has_credentials("s3://b/rows?region=eu")
+    (False, False)
+    >>> has_credentials("out/a:b@c")
+    False
+    """
+    if "://" not in text:
+        return False
+    place, _, query = text.partition("://")[2].partition("?")
+    user, at, _ = place.partition("/")[0].rpartition("@")
+    named = re.search(
+        r"(^|&)[^=&]*(token|secret|passw|key|signature|credential)[^=&]*=", query, re.I
+    )
+    return bool(at and ":" in user) or named is not None
