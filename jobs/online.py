@@ -99,7 +99,7 @@ def run_online(recipe: Recipe, options: Options) -> OnlineResult:
             "directory": str(files.directory),
             "attempt": token_hex(4),
             "verbose": options.verbose,
-            "tracking": {"uri": tracker.uri, "run": tracker.run_id},
+            "tracking": {"base": str(Path.cwd()), "run": tracker.run_id},
             "modules": str(Path.cwd()),
             "threads": threads_asked(),
             "online": True,
