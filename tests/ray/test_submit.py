@@ -18,10 +18,10 @@ import torch
 from mlflow import MlflowClient
 
 from tests.ray import commands
-from tests.ray.clusters import Machine, cluster, free_port
+from tests.ray.clusters import DEADLINE_S, Machine, cluster, free_port
 from tests.ray.commands import Home
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PLANTED = "pl4nted-s3cret"
 """A password in the environment of the nodes; nothing that users of the cluster see has it."""
@@ -136,7 +136,7 @@ def test_a_stopped_job_saves_and_another_goes_on(machine: Machine, at: Home) -> 
     step = max(commands.saved_steps(at.run()))
     assert done.stderr.startswith(f"{job} STOPPED: stopped by SIGTERM; saved in ")
     assert f"step-{step:08d}" in done.stderr
-    follower.communicate(timeout=commands.DEADLINE_S)
+    follower.communicate(timeout=DEADLINE_S)
     assert follower.returncode == 143
     done = machine.run(
         "submit",
@@ -193,7 +193,7 @@ def test_another_stack_is_refused_with_both_lists(
         )  # fmt: skip
     finally:
         assert other.run("cluster", "down").returncode == 0
-    deadline = time.monotonic() + commands.DEADLINE_S
+    deadline = time.monotonic() + DEADLINE_S
     while len(json.loads(machine.run("cluster", "status", "--json").stdout)["nodes"]) > 1:
         assert time.monotonic() < deadline
 
