@@ -19,7 +19,7 @@ import pytest
 from tests.helpers.hosts import Host, two_hosts, why_impossible
 from tests.ray import commands
 from tests.ray.commands import PROGRAM, Home
-from tests.ray.test_interrupted import every_row_once
+from tests.ray.ledger import every_row_once
 
 pytestmark = [
     pytest.mark.ray,
