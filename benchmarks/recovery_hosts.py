@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -96,12 +97,12 @@ def start_cluster(one: Host, two: Host) -> Cluster:
 def host_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
     """SIGKILL everything on the second host, and let it join again at once."""
     process = train(cluster, at)
-    newest = reach(at, STEPS)
+    reach(at, STEPS)
     killed = time.time()
     cluster.second.kill()
     cluster.join()
     joined = time.time() - killed
-    await_(lambda: progress(at, killed) > newest, "new step after the kill")
+    await_(lambda: is_past(at, killed), "new step after the kill")
     seconds = time.time() - killed
     stop(process)
     return seconds, f"of which {joined:.0f} s until the host had joined again"
@@ -110,12 +111,12 @@ def host_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
 def driver_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
     """SIGKILL the process that runs `prismrec train`, and resume the run at once."""
     process = train(cluster, at)
-    newest = reach(at, STEPS)
+    reach(at, STEPS)
     killed = time.time()
     process.kill()
     process.wait()
     process = train(cluster, at, "--resume")
-    await_(lambda: progress(at, killed) > newest, "new step of the resumed run")
+    await_(lambda: is_past(at, killed), "new step of the resumed run")
     seconds = time.time() - killed
     stop(process)
     return seconds, "`--resume` started at once"
@@ -167,21 +168,36 @@ def stop(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=DEADLINE_S)
 
 
-def reach(at: Home, step: int) -> int:
-    """Wait until a run has recorded a step; the newest one it has."""
+def reach(at: Home, step: int) -> None:
+    """Wait until a run has recorded a step."""
     await_(lambda: progress(at) >= step, f"step {step}")
-    return progress(at)
 
 
-def progress(at: Home, since: float = 0) -> int:
-    """The newest step whose loss was recorded after a time; 0 where there is none."""
-    steps = [0]
-    for path in at.directory.glob("runs/*/events.jsonl"):
-        for line in path.read_text().splitlines(keepends=True):
-            event: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
-            if "train/loss" in event.get("values", {}) and event["time"] > since:
-                steps.append(event["step"])
-    return max(steps)
+def progress(at: Home, since: float = 0, until: float = math.inf) -> int:
+    """The newest step whose loss was recorded between two times; 0 where there is none."""
+    found = [each for each in events(at) if "train/loss" in each["values"]]
+    return max((each["step"] for each in found if since < each["time"] <= until), default=0)
+
+
+def is_past(at: Home, killed: float) -> bool:
+    """Whether workers that started after a kill have done a step that none had done before.
+
+    Those from before the kill may go on for a moment, until Ray ends them.
+    """
+    starts = [each["time"] for each in events(at) if each["event"] == "parameters"]
+    again = min((each for each in starts if each > killed), default=math.inf)
+    return progress(at, since=again) > progress(at, until=again)
+
+
+def events(at: Home) -> list[dict[str, Any]]:
+    """What the run has recorded; a line that is being written is left out."""
+    lines = [
+        line
+        for path in at.directory.glob("runs/*/events.jsonl")
+        for line in path.read_text().splitlines(keepends=True)
+    ]
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [each for each in found if "values" in each]
 
 
 def await_(is_so: Callable[[], bool], what: str) -> None:
