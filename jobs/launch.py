@@ -36,38 +36,54 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
             return
         if workers.address is not None:
             check_members()
-        from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.config import ScalingConfig  # what ray.train has, with its types
+        train_on_ray(recipe, files, order, stays=workers.address is not None)
 
-        counts = workers.counts
-        is_gpu = resolve_device(recipe.train.device) == "cuda"
-        trainer = TorchTrainer(
-            work,
-            train_loop_config=order,
-            scaling_config=ScalingConfig(
-                num_workers=workers.count if len(counts) == 1 else (counts[0], counts[-1]),
-                use_gpu=is_gpu,
-                resources_per_worker={"CPU": 1},
-                elastic_resize_monitor_interval_s=workers.resize_every_s,
-            ),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=str(files.directory),
-                failure_config=FailureConfig(max_failures=workers.max_failures),
-            ),
-            torch_config=_torch_config("cpu:gloo,cuda:nccl" if is_gpu else "gloo"),
-        )
 
-        def is_over() -> bool:
-            # Ray would take seconds to see the end, and restart the workers after a mistake of the
-            # user's, only for them to meet it again.
-            return files.outcome.exists() or bool(files.read_error(order["attempt"]))
+def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stays: bool) -> None:
+    """Run the workers under the Ray that this process is connected to.
 
-        try:
-            _attend(trainer.fit, is_over, 0 if workers.address is None else _END_S)
-        except Exception as error:
-            raise _explained(error, files, order) from error
+    Args:
+        recipe: for the number of workers.
+        files: the run's directory.
+        order: what every worker is told.
+        stays: whether Ray goes on after the run.
+
+    Raises:
+        UserError: what a worker said was wrong, or that the workers kept failing.
+    """
+    workers = recipe.workers
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig  # what ray.train has, with its types
+
+    counts = workers.counts
+    is_gpu = resolve_device(recipe.train.device) == "cuda"
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=order,
+        scaling_config=ScalingConfig(
+            num_workers=workers.count if len(counts) == 1 else (counts[0], counts[-1]),
+            use_gpu=is_gpu,
+            resources_per_worker={"CPU": 1},
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(files.directory),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+        torch_config=_torch_config("cpu:gloo,cuda:nccl" if is_gpu else "gloo"),
+    )
+
+    def is_over() -> bool:
+        # Ray would take seconds to see the end, and restart the workers after a mistake of the
+        # user's, only for them to meet it again.
+        return files.outcome.exists() or bool(files.read_error(order["attempt"]))
+
+    try:
+        _attend(trainer.fit, is_over, _END_S if stays else 0)
+    except Exception as error:
+        raise _explained(error, files, order) from error
     _raise_user_error(files, order)
 
 

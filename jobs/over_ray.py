@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from prismrec.cluster.members import check_members
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import UserError
 from prismrec.data.building.build import Means, Stages
@@ -40,6 +41,8 @@ def ray_means(address: str | None, tell: Stages, *, verbose: bool) -> Iterator[M
         UserError: the cluster cannot be reached.
     """
     with ray_runtime(address, num_workers=1, verbose=verbose):
+        if address is not None:
+            check_members()
         from ray.data import DataContext
 
         context = DataContext.get_current()

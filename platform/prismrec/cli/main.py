@@ -29,6 +29,7 @@ from prismrec.cli import (
     run,
     serve,
     tables,
+    tune,
     zoo,
 )
 from prismrec.config.errors import UserError
@@ -61,6 +62,7 @@ app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("zoo", epilog=zoo.EXAMPLE)(zoo.zoo)
 app.command("train", epilog=run.TRAIN_EXAMPLE)(run.train)
 app.command("online", epilog=run.ONLINE_EXAMPLE)(run.online)
+app.command("tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("serve", epilog=serve.EXAMPLE)(serve.serve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,48 @@ def plot_loss(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path:
     axes.set_ylabel("loss per example")
     axes.legend()
     axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPoints:
+    """The trials of a search along one of its keys.
+
+    Args:
+        key: such as `embedding.dim`.
+        points: of each trial the key's value, the best value of the metric, and how it ended.
+    """
+
+    key: str
+    points: Sequence[tuple[object, float, str]]
+
+
+def plot_trials(keys: Sequence[TrialPoints], metric: str, path: Path) -> Path:
+    """The metric of the trials of a search against each of its keys.
+
+    Args:
+        keys: one panel each.
+        metric: its name.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(3.2 * max(len(keys), 1), 3.6), layout="constrained")
+    panels = figure.subplots(1, max(len(keys), 1), sharey=True, squeeze=False)[0]
+    for axes, key in zip(panels, keys, strict=False):
+        numbers = [v for v, _, _ in key.points if isinstance(v, int | float)]
+        is_number = len(numbers) == len(key.points)
+        for state in dict.fromkeys(state for _, _, state in key.points):
+            here = [(value, best) for value, best, each in key.points if each == state]
+            places = [value if is_number else str(value) for value, _ in here]
+            axes.scatter(places, [best for _, best in here], label=state, s=18)
+        if is_number and min(numbers) > 0 and max(numbers) / min(numbers) >= 20:
+            axes.set_xscale("log")
+        axes.set_xlabel(key.key, fontsize=7)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(metric)
+    panels[0].legend()
     return _save(figure, path)
 
 

@@ -1,0 +1,1 @@
+"""`prismrec tune`: a search over keys of a recipe."""
