@@ -58,6 +58,7 @@ def ray_runtime(address: str | None, *, num_workers: int, verbose: bool) -> Iter
     try:
         if address is None:
             ray.init(
+                address="local",  # else Ray would take any cluster that it finds on this machine
                 num_cpus=max(num_workers, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=verbose,

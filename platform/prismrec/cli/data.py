@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prismrec.cli import build, emissions, output, semantic_ids
+from prismrec.cli import build, emissions, from_petastorm, output, semantic_ids
 from prismrec.cli.options import AsJson, Overrides, RecipePath
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 
 app.command("build", epilog=build.EXAMPLE)(build.build)
 app.command("emissions", epilog=emissions.EXAMPLE)(emissions.emissions)
+app.command("import-petastorm", epilog=from_petastorm.EXAMPLE)(from_petastorm.import_petastorm)
 app.command("semantic-ids", epilog=semantic_ids.EXAMPLE)(semantic_ids.semantic_ids)
 
 
