@@ -179,7 +179,9 @@ def _export(
     for code, _, errors in answers:
         if code:
             raise UserError(f"{url}: petastorm cannot read it: {_last_line(errors)}")
-    said = [line for _, out, _ in answers for line in out.splitlines() if line.startswith('{"rows"')]
+    said = [
+        line for _, out, _ in answers for line in out.splitlines() if line.startswith('{"rows"')
+    ]
     return [json.loads(line) for line in said]
 
 

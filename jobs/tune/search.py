@@ -19,6 +19,7 @@ from prismrec.config.machine import threads_asked, threads_per_process
 from prismrec.config.redact import without_password
 from prismrec.data.filters import count_rows, row_filter
 from prismrec.data.source import DataSource
+from prismrec.jobs.progress import console_of_stderr
 from prismrec.jobs.publish import publish
 from prismrec.jobs.train import check_before_start, with_absolute_data
 from prismrec.jobs.tune.files import (
@@ -42,6 +43,7 @@ from prismrec.tracking.plots import TrialPoints, plot_trials
 from prismrec.tracking.run import MlflowTracker, Status
 from prismrec.train.interrupts import signals_end
 from prismrec.train.process_group import resolve_device
+from prismrec.train.quiet import library_output
 from prismrec.train.state import score
 
 _STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
@@ -83,13 +85,12 @@ class Asked:
     space: Path
 
 
-def run_search(asked: Asked, options: Options, tell: Tell) -> dict[str, Any]:
+def run_search(asked: Asked, options: Options) -> dict[str, Any]:
     """Train the trials, stop those that fall behind, register the best and write its recipe.
 
     Args:
         asked: recipe and space.
         options: how the search is done.
-        tell: takes a line when a trial ends.
 
     Returns:
         The document of `prismrec tune --json`: `directory`, `metric`, MLflow `run`, `trials`,
@@ -106,23 +107,35 @@ def run_search(asked: Asked, options: Options, tell: Tell) -> dict[str, Any]:
     search = begin(recipe, space, trials)
     parent = _parent(recipe, search, options)
     search.add_trials(recipes)
-    status: Status = "KILLED"
-    try:
-        with signals_end():
+    with (
+        console_of_stderr() as console,
+        library_output(search.directory / "log" / "driver.log", verbose=options.verbose),
+    ):
+
+        def tell(line: str) -> None:
+            console.print(line, markup=False, soft_wrap=True)
+
+        with _closed(parent, search, tell), signals_end():
             with _cache(search.cache):
                 _count(recipe, source)
             _train(recipe, search, options, tell)
             document = _ended(recipe, search, parent, tell)
+    return document
+
+
+@contextmanager
+def _closed(parent: MlflowTracker, search: SearchFiles, tell: Tell) -> Iterator[None]:
+    """End the search's run in MLflow according to how the block ends."""
+    status: Status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
-    except UserError:
-        status = "FAILED"
-        raise
     except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
         tell(f"stopped; what trials came to is in {search.directory}, --resume goes on from there")
         raise
     finally:
         parent.close(status)
-    return document
 
 
 def _checked(
@@ -197,6 +210,7 @@ def _count(recipe: Recipe, source: DataSource) -> None:
 def _train(recipe: Recipe, search: SearchFiles, options: Options, tell: Tell) -> None:
     """Have Ray Tune run the trials that have not ended."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before any
     workers = recipe.workers
     with ray_runtime(workers.address, num_workers=workers.count, verbose=options.verbose):
         if workers.address is not None:
@@ -243,6 +257,12 @@ def _watcher(search: SearchFiles, tell: Tell) -> Any:
     from ray.tune import Callback
 
     class Watcher(Callback):
+        def __init__(self, search: SearchFiles, tell: Tell) -> None:
+            self._search, self._tell = search, tell
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"_search": self._search}  # Ray Tune writes it down, and a terminal cannot be
+
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **_: Any
         ) -> None:
@@ -253,22 +273,22 @@ def _watcher(search: SearchFiles, tell: Tell) -> Any:
 
         def _end(self, number: int, state: str) -> None:
             """Put down how a trial ended that could not do so itself."""
-            files = search.trial(number)
+            files = self._search.trial(number)
             known = files.facts()
             if known.get("state") not in ENDED:
                 lost = "its process was lost more often than workers.max_failures allows"
                 error = {"error": f"{lost}; see {files.directory}"} if state == "failed" else {}
                 files.record({"state": state, **error})
-                tracker = trial_tracker(search, files.read_recipe(), number)
+                tracker = trial_tracker(self._search, files.read_recipe(), number)
                 tracker.log_tags({"prismrec.trial_state": state})
                 tracker.close(_STATUS[state])
-            stands = search.trials()
+            stands = self._search.trials()
             ended = sum(each.state in ENDED for each in stands)
-            tell(
-                f"{ended} of {len(stands)} trials: {_line(stands[number], search.facts()['metric'])}"
+            self._tell(
+                f"{ended} of {len(stands)} trials: {_line(stands[number], self._search.facts()['metric'])}"
             )
 
-    return Watcher()
+    return Watcher(search, tell)
 
 
 def _line(trial: Trial, metric: str) -> str:

@@ -50,7 +50,7 @@ def tune(  # noqa: PLR0913 - the options of a command are its arguments
     if address is not None:
         changes.append(f'workers.address="{address}"')
     options = Options(trials, at_once, grace, reduction, resume, is_verbose(context))
-    document = run_search(Asked(recipe, tuple(changes), space), options, output.note)
+    document = run_search(Asked(recipe, tuple(changes), space), options)
     if as_json:
         output.print_json(document)
         return
