@@ -108,7 +108,7 @@ def forecast(data: Path) -> list[dict[str, Any]]:
                 "ranks": ranks,
                 "milliseconds": plan["milliseconds"],
                 "mean_milliseconds": statistics.mean(r["milliseconds"] for r in plan["ranks"]),
-                "ways": sorted({line["sharding"] for line in plan["tables"]}),
+                "ways": sorted({line["kind"] for line in plan["tables"]}),
                 "seconds": time.perf_counter() - start,
             }
         )
@@ -206,9 +206,10 @@ def page(document: dict[str, Any]) -> str:
     ]
     for each in document["saves"]:
         speed = each["bytes"] / each["seconds"]
+        disk_speed = each["disk_bytes_per_second"]
         lines.append(
-            f"| {each['bytes'] / 1e6:,.0f} MB | {each['copy_seconds']:.2f} s | "
-            f"{each['seconds']:.2f} s | {speed / 1e6:,.0f} MB/s | {each['disk_bytes_per_second'] / 1e6:,.0f} MB/s | {speed / each['disk_bytes_per_second']:.0%} |"
+            f"| {each['bytes'] / 1e6:,.0f} MB | {each['copy_seconds']:.2f} s | {each['seconds']:.2f} s | "
+            f"{speed / 1e6:,.0f} MB/s | {disk_speed / 1e6:,.0f} MB/s | {speed / disk_speed:.0%} |"
         )
     lines += [
         "",
