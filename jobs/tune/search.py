@@ -146,7 +146,9 @@ def _checked(
         raise UserError("data.splits.valid: trials are compared on these rows; name them")
     check_space(space, asked.recipe, asked.overrides, asked.space)
     trials = draw_trials(space, options.trials, recipe.seed)
-    recipes = [with_absolute_data(each) for each in recipes_of(trials, asked.recipe, asked.overrides)]
+    recipes = [
+        with_absolute_data(each) for each in recipes_of(trials, asked.recipe, asked.overrides)
+    ]
     source = check_before_start(recipe)
     for number, each in enumerate(recipes):
         try:
