@@ -46,6 +46,8 @@ from prismrec.train.process_group import resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.state import score
 
+_TRIAL_BYTES = 2**20
+"""Memory that the process of a trial asks Ray for where it trains nothing itself."""
 _STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
@@ -226,8 +228,11 @@ def _train(recipe: Recipe, search: SearchFiles, options: Options, tell: Tell) ->
         threads = threads_per_process(at_once * workers.count, threads_asked())
         search.files.record({"threads": threads})
         is_gpu = resolve_device(recipe.train.device) == "cuda"
-        alone = workers.count == 1  # else the workers of Ray Train ask for what they need
-        needs: dict[str, float] = {"CPU": 1 if alone else 0, "GPU": 1 if alone and is_gpu else 0}
+        needs: dict[str, float] = {"CPU": 1, "GPU": int(is_gpu)}
+        if (
+            workers.count > 1
+        ):  # its workers ask for cores themselves, and a trial cannot ask for nothing
+            needs = {"memory": _TRIAL_BYTES}
         numbers = list(range(len(search.facts()["trials"])))
         tuner = tune.Tuner(
             tune.with_resources(run_trial, needs),

@@ -17,7 +17,7 @@ from prismrec.config import load
 from tests.ray import commands
 from tests.ray.commands import PROGRAM, Home, await_, environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 RATE = "train.optimizer.learning_rate"
 
@@ -30,7 +30,7 @@ def home(directory: Path) -> Home:
         ('train = ["day <= 3"]', 'train = ["day <= 3"]\nvalid = ["day == 4"]'),
         ('test = ["day >= 4"]', 'test = ["day >= 5"]'),
         ("bootstrap = 0", "bootstrap = 0\nevery_steps = 150"),
-        ("epochs = 2", "epochs = 15"),
+        ("epochs = 2", "epochs = 8"),
         ("every_steps = 3", "every_steps = 50"),
         ("count = 2", "count = 1"),
     ):
@@ -100,15 +100,15 @@ def test_killed_trials_and_a_killed_search_lose_nothing(tmp_path: Path) -> None:
     assert facts(search, last).get("state") is None
 
     process = tune(at, "--trials", "3", "--at-once", "1", "--grace", "50", "--resume", "--json")
-    code, out, err = commands.finish(process)
-    assert code == 0, err
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
     document = json.loads(out)
     assert document["directory"] == str(search)
     assert (search / f"trial-{first:04d}" / "events.jsonl").read_bytes() == events
     states = {each["values"][RATE]: each["state"] for each in document["trials"]}
     assert states == {3e-3: "finished", 1e-2: "finished", 1e38: "failed"}
     (failed,) = (each for each in document["trials"] if each["state"] == "failed")
-    assert "loss" in failed["error"]
+    assert "is not finite" in failed["error"]
     check_best(at, document)
     check_runs(at, document)
     counted = list((search / "cache/prismrec/counts").iterdir())
