@@ -143,7 +143,7 @@ def measure(directory: Path, steps: int, rounds: int) -> dict[str, Any]:
                 "of_one_rank": statistics.median(ratios),
             }
         )
-    saves = [save(directory) for _ in range(rounds)]
+    saves = [save(directory) for _ in range(max(rounds, 3))]
     return {"results": lines, "saves": saves, "forecast": forecast(data)}
 
 
@@ -151,12 +151,15 @@ def plot(document: dict[str, Any], path: Path) -> None:
     """Measured rows per second on this machine, and the forecast, as a picture."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for name in ("strong", "weak"):
-        here = [each for each in document["results"] if each["scaling"] == name]
-        left.plot([e["ranks"] for e in here], [e["of_one_rank"] for e in here], "o-", label=name)
-    left.set(xlabel="ranks on the same cores", ylabel="rows/s, of one rank", ylim=(0, None))
-    left.legend()
+    *left, right = figure.subplots(1, 2 if document["results"] else 1, squeeze=False)[0]
+    for panel in left:
+        for name in ("strong", "weak"):
+            here = [each for each in document["results"] if each["scaling"] == name]
+            panel.plot(
+                [e["ranks"] for e in here], [e["of_one_rank"] for e in here], "o-", label=name
+            )
+        panel.set(xlabel="ranks on the same cores", ylabel="rows/s, of one rank", ylim=(0, None))
+        panel.legend()
     seen = document["forecast"]
     right.plot(
         [e["ranks"] for e in seen], [e["milliseconds"] for e in seen], "o-", label="busiest rank"
@@ -166,9 +169,30 @@ def plot(document: dict[str, Any], path: Path) -> None:
     )
     right.set(xlabel="ranks, eight a machine", ylabel="ms of the tables (forecast)", xscale="log")
     right.legend()
-    for axes in (left, right):
+    for axes in (*left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path)
+
+
+def _training(document: dict[str, Any]) -> list[str]:
+    """What was measured of training, in lines."""
+    if not document["results"]:
+        return ["Training was not measured here: `--rounds 0`."]
+    lines = [
+        f"DCN-v2 over 26 tables of {TABLE_ROWS:,} rows x 16 and 13 numbers, CPU, gloo, {document['steps']} "
+        f"steps a run, {document['rounds']} alternating rounds; medians, and ratios within rounds.",
+        "",
+        "All ranks share the same cores, so a perfect exchange would give 100 % in both: the rows below are "
+        "what several ranks cost, not what more machines give.",
+        "",
+        "| scaling | ranks | threads each | rows of a step | rows/s | range | of one rank |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return lines + [
+        f"| {r['scaling']} | {r['ranks']} | {r['threads']} | {r['batch']:,} | {r['rows_per_second']:,.0f} | "
+        f"{r['low']:,.0f} to {r['high']:,.0f} | {r['of_one_rank']:.0%} |"
+        for r in document["results"]
+    ]
 
 
 def page(document: dict[str, Any]) -> str:
@@ -177,21 +201,9 @@ def page(document: dict[str, Any]) -> str:
     lines = [
         "# Scaling",
         "",
-        f"`{document['command']}`, {sentence(facts)}; load average before {facts['load_before']:.1f}. "
-        f"DCN-v2 over 26 tables of {TABLE_ROWS:,} rows x 16 and 13 numbers, CPU, gloo, "
-        f"{document['steps']} steps a run, {document['rounds']} alternating rounds; medians, and ratios "
-        "within rounds.",
+        f"`{document['command']}`, {sentence(facts)}; load average before {facts['load_before']:.1f}.",
         "",
-        "All ranks share the same cores, so a perfect exchange would give 100 % in both: the rows below are "
-        "what several ranks cost, not what more machines give.",
-        "",
-        "| scaling | ranks | threads each | rows of a step | rows/s | range | of one rank |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {r['scaling']} | {r['ranks']} | {r['threads']} | {r['batch']:,} | {r['rows_per_second']:,.0f} | "
-        f"{r['low']:,.0f} to {r['high']:,.0f} | {r['of_one_rank']:.0%} |"
-        for r in document["results"]
+        *_training(document),
     ]
     lines += [
         "",
@@ -234,7 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("out/bench/scaling"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of training; 0 measures the rest only"
+    )
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.svg")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
