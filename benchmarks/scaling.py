@@ -129,7 +129,7 @@ def measure(directory: Path, steps: int, rounds: int) -> dict[str, Any]:
             found[name, ranks].append(rate)
             print(f"round {number}: {name} {ranks} ranks {rate:,.0f} rows/s", file=sys.stderr)
     lines = []
-    for (name, ranks), rates in found.items():
+    for (name, ranks), rates in found.items() if rounds else ():
         ratios = [mine / one for mine, one in zip(rates, found[name, 1], strict=True)]
         lines.append(
             {
