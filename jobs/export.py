@@ -26,8 +26,15 @@ from prismrec.jobs.evaluate import check_not_empty, labelled, split_tables
 from prismrec.jobs.publish import bundle_of_checkpoint
 from prismrec.serving.bundle import DenseType
 from prismrec.serving.inference import InferenceModel
-from prismrec.serving.latency import measure_latency
+from prismrec.serving.latency import Predictor, measure_latency
 from prismrec.serving.parity import Bounds, HeldOutLabels, compare_compressed, first_excess
+from prismrec.serving.program import (
+    FILES,
+    ProgramFormat,
+    ProgramModel,
+    describe_program,
+    write_program,
+)
 from prismrec.serving.recode import folder_bytes, recode_bundle
 from prismrec.serving.tables import TableType
 from prismrec.tracking.registry import Registry
@@ -47,6 +54,7 @@ class ExportOptions:
     Args:
         tables: type of the stored tables.
         dense: type of the dense part.
+        program: format of a program to write beside the copy, None writes none.
         data: a data set with the model's columns and labels; None takes that of the training.
         split: rows of it to compare on.
         rows: most of them.
@@ -56,11 +64,18 @@ class ExportOptions:
 
     tables: str = "fp32"
     dense: str = "fp32"
+    program: str | None = None
     data: str | None = None
     split: str = "test"
     rows: int = 20_000
     max_auc_change: float | None = None
     max_logloss_change: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    bounds: Bounds
+    program: ProgramFormat | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +98,15 @@ def export_recoded(model: str, out: Path, uri: str, options: ExportOptions) -> d
         The document of `export --json`, which is also written to `export.json` in `out`: `model`,
         `tables`, `dense`, `rows`, `parity` (by task and metric, see `compare_compressed`),
         `latency` (by copy and batch size, see `measure_latency`), `threads`, and bytes on disk and
-        of the tables in memory, `fp32` and `exported`.
+        of the tables in memory, `fp32` and `exported`; with a program, `program` with its `format`,
+        `file` and `max_logit_difference` to the copy.
 
     Raises:
         UserError: there is no such model, it is not fp32, there are no rows to compare on, or the
             copy costs more than is allowed.
     """
     tables, dense = _types(options)
-    bounds = _bounds(options, tables)
+    asked = _Asked(_bounds(options, tables), _program_format(options))
     if out.exists():
         raise UserError(f"{out}: already there; choose another directory")
     with _exact_copy(model, uri) as (path, data):
@@ -98,34 +114,44 @@ def export_recoded(model: str, out: Path, uri: str, options: ExportOptions) -> d
         sample = _sample(exact.recipe, options.data or data, list(exact.columns), options)
         recode_bundle(path, out, tables, dense)
         try:
-            made = InferenceModel.load(out)
-            parity = compare_compressed(
-                _logits(made, sample), _logits(exact, sample), sample.labels, exact.tasks
-            )
-            excess = first_excess(parity, bounds)
-            if excess is not None:
-                raise UserError(
-                    f"{options.tables} tables with a {options.dense} dense part change {excess}, "
-                    "so nothing is written; use wider types, or allow more with --max-auc-change "
-                    "and --max-logloss-change"
-                )
-            copies = {"fp32": exact, "exported": made}
-            report = {
-                "model": model,
-                "tables": options.tables,
-                "dense": options.dense,
-                "rows": len(sample.labels.labels),
-                "parity": parity,
-                "latency": measure_latency(copies, sample.columns),
-                "threads": torch.get_num_threads(),
-                "disk_bytes": {"fp32": folder_bytes(path), "exported": folder_bytes(out)},
-                "table_bytes": {name: each.table_bytes for name, each in copies.items()},
-            }
+            report = {"model": model, "tables": tables, "dense": dense}
+            report |= _compared(exact, path, out, sample, asked)
             (out / REPORT).write_text(json.dumps(_without_nan(report), indent=1) + "\n")
         except BaseException:
             shutil.rmtree(out)
             raise
     return report
+
+
+def _compared(
+    exact: InferenceModel, path: Path, out: Path, sample: _Sample, asked: _Asked
+) -> dict[str, Any]:
+    """What the report says of a copy in `out` that was made of the one at `path`."""
+    made = InferenceModel.load(out)
+    parity = compare_compressed(
+        _logits(made, sample), _logits(exact, sample), sample.labels, exact.tasks
+    )
+    excess = first_excess(parity, asked.bounds)
+    if excess is not None:
+        raise UserError(
+            f"{made.table_type} tables with a {made.manifest.dense_type} dense part change "
+            f"{excess}, so nothing is written; use wider types, or allow more with "
+            "--max-auc-change and --max-logloss-change"
+        )
+    copies: dict[str, Predictor] = {"fp32": exact, "exported": made}
+    program: dict[str, Any] = {}
+    disk = {"fp32": folder_bytes(path), "exported": folder_bytes(out)}
+    if asked.program is not None:
+        copies["program"], program = _write_program(made, out, asked.program, sample)
+    return {
+        "rows": len(sample.labels.labels),
+        "parity": parity,
+        "latency": measure_latency(copies, sample.columns),
+        "threads": torch.get_num_threads(),
+        "disk_bytes": disk,
+        "table_bytes": {"fp32": exact.table_bytes, "exported": made.table_bytes},
+        **program,
+    }
 
 
 def _types(options: ExportOptions) -> tuple[TableType, DenseType]:
@@ -137,6 +163,26 @@ def _types(options: ExportOptions) -> tuple[TableType, DenseType]:
             f"{', '.join(get_args(DenseType))}; got '{options.tables}' and '{options.dense}'"
         )
     return tables, dense
+
+
+def _program_format(options: ExportOptions) -> ProgramFormat | None:
+    if options.program is None:
+        return None
+    for kind in FILES:
+        if kind == options.program:
+            return kind
+    raise UserError(f"--format is one of {', '.join(FILES)}; got '{options.program}'")
+
+
+def _write_program(
+    made: InferenceModel, out: Path, kind: ProgramFormat, sample: _Sample
+) -> tuple[ProgramModel, dict[str, Any]]:
+    """The program, and what the report says of it."""
+    path = out / FILES[kind]
+    difference = write_program(made, path, kind, sample.columns)
+    (out / "program.json").write_text(json.dumps(describe_program(made), indent=1) + "\n")
+    facts = {"format": kind, "file": path.name, "max_logit_difference": difference}
+    return ProgramModel(made, path, kind), {"program": facts}
 
 
 def _bounds(options: ExportOptions, tables: TableType) -> Bounds:

@@ -66,6 +66,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

@@ -31,6 +31,8 @@ class _Cross(torch.autograd.Function):
 
 def _cross(x0: Tensor, u: Tensor, x: Tensor) -> Tensor:
     """`x_0 * u + x` for three tensors of one shape."""
+    if torch.jit.is_tracing():  # which would keep a call of Python's that cannot be stored
+        return torch.addcmul(x, x0, u)
     crossed: Tensor = _Cross.apply(x0, u, x)  # type: ignore[no-untyped-call]
     return crossed
 

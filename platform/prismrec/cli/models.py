@@ -71,6 +71,10 @@ def export(  # noqa: PLR0913 - the options of a command are its arguments
         str | None, typer.Option("--tables", help="fp32, fp16, bf16, int8 or int4.")
     ] = None,
     dense: Annotated[str | None, typer.Option("--dense", help="fp32 or bf16.")] = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--format", help="Write a program too: torch.export or torchscript."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Rows to compare on; the model's training data if not given."),
@@ -89,12 +93,13 @@ def export(  # noqa: PLR0913 - the options of a command are its arguments
     from prismrec.jobs.export import ExportOptions, export_recoded
     from prismrec.tracking.registry import Registry
 
-    if tables is None and dense is None:
+    if tables is None and dense is None and program is None:
         output.note(f"{model} in {Registry(uri).export(model, out)}")
         return
     options = ExportOptions(
         tables or "fp32",
         dense or "fp32",
+        program,
         data=data,
         split=split,
         max_auc_change=max_auc,
@@ -120,8 +125,8 @@ def _show_export(report: dict[str, Any]) -> None:
     rows = [
         [
             name,
-            report["disk_bytes"][name],
-            report["table_bytes"][name],
+            report["disk_bytes"].get(name),
+            report["table_bytes"].get(name),
             *(f"{each['p50_ms']:.2f} / {each['p99_ms']:.2f}" for each in times.values()),
         ]
         for name, times in report["latency"].items()

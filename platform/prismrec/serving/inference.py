@@ -65,6 +65,7 @@ class InferenceModel:
         maps: calibration of each task's logits behind that; empty where there is none.
         spec: its sets and tables.
         head: its dense part.
+        assembly: sorts what the tables give into the inputs of the dense part.
         unknown_ids: ids looked up as unknown so far, by feature.
     """
 
@@ -90,7 +91,7 @@ class InferenceModel:
         self.head = head
         self._is_bf16 = manifest.dense_type == "bf16"
         self._decoder = build_decoder(self.recipe)
-        self._assembly = Assembly(spec, self.recipe.model, self.recipe.num_logits)
+        self.assembly = Assembly(spec, self.recipe.model, self.recipe.num_logits)
         self.spec = spec
         self._encoders, self._scalers = encoders, scalers
         self._domains: Domains | None = None
@@ -164,17 +165,21 @@ class InferenceModel:
         features += self._number_rows(arrays)
         sets = self._lookup(features)
         inputs = Inputs(
-            sets=self._assembly.sets(sets),
-            linear=self._assembly.linear(sets),
+            sets=self.assembly.sets(sets),
+            linear=self.assembly.linear(sets),
             dense=self._dense(arrays, len(features[0].lengths)),
             domain=self._domain(arrays),
-            sequences=self._assembly.sequences(sets, self._sequences(arrays)),
+            sequences=self.assembly.sequences(sets, self._sequences(arrays)),
         )
         return inputs, features
 
     def vectors(self, table: str, set_name: str, rows: Tensor) -> Tensor:
         """Vectors (L, d_m) in one set of rows (L,) of a table, fp32."""
         return self._lookup.vectors(table, set_name, rows)
+
+    def stored_rows(self, table: str, set_name: str) -> Tensor:
+        """(rows, bytes) uint8 of a table in one set, as the lookup reads them."""
+        return self._lookup.stored(table, set_name)
 
     def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""

@@ -35,7 +35,7 @@ _TYPES = {
     "int4": SparseType.INT4,
 }
 _BITS = {"int8": 8, "int4": 4}
-_SCALE_BYTES = 4
+SCALE_BYTES = 4
 """Scale and offset of a quantised row: two half-precision numbers before its values."""
 
 
@@ -46,7 +46,7 @@ def row_bytes(dim: int, table_type: TableType) -> int:
     [64, 32, 32, 20, 12]
     """
     bits = {"fp32": 32, "fp16": 16, "bf16": 16, **_BITS}[table_type]
-    return dim * bits // 8 + (_SCALE_BYTES if table_type in _BITS else 0)
+    return dim * bits // 8 + (SCALE_BYTES if table_type in _BITS else 0)
 
 
 def encode_table(weight: Tensor, table_type: TableType, name: str) -> Tensor:
@@ -75,7 +75,7 @@ def encode_table(weight: Tensor, table_type: TableType, name: str) -> Tensor:
     if table_type == "bf16":
         return weight.bfloat16().view(torch.uint8)
     fused = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(weight, _BITS[table_type])
-    return torch.cat([fused[:, -_SCALE_BYTES:], fused[:, :-_SCALE_BYTES]], dim=1)
+    return torch.cat([fused[:, -SCALE_BYTES:], fused[:, :-SCALE_BYTES]], dim=1)
 
 
 def decode_rows(stored: Tensor, table_type: TableType) -> Tensor:
@@ -90,8 +90,8 @@ def decode_rows(stored: Tensor, table_type: TableType) -> Tensor:
         return stored.view(torch.float32)
     if table_type == "fp16":
         return stored.view(torch.float16).float()
-    scale, offset = stored[:, :_SCALE_BYTES].view(torch.float16).float().split(1, 1)
-    values = stored[:, _SCALE_BYTES:]
+    scale, offset = stored[:, :SCALE_BYTES].view(torch.float16).float().split(1, 1)
+    values = stored[:, SCALE_BYTES:]
     if table_type == "int4":  # the even columns are in the low half of each byte
         values = torch.stack([values & 15, values >> 4], -1).flatten(1)
     return values.float() * scale + offset
@@ -233,6 +233,10 @@ class TableLookup:
         return sum(
             part[0].numel() for part in self._tbe.split_embedding_weights(split_scale_shifts=False)
         )
+
+    def stored(self, table: str, set_name: str) -> Tensor:
+        """(rows, bytes) uint8 of a table in one set, in the form that `decode_rows` takes."""
+        return self._stored[table, set_name].contiguous()
 
     def vectors(self, table: str, set_name: str, rows: Tensor) -> Tensor:
         """Vectors (L, d_m) of rows of a table in one set, one for each row and not pooled.

@@ -144,6 +144,9 @@ def test_export_with_other_types(
     assert report["table_bytes"] == {"fp32": exact.table_bytes, "exported": made.table_bytes}
     assert {*report["latency"]["fp32"]} == {"1", "64", "1024"}
     assert strict_json((out / "export.json").read_text()) == report
+    wrong = ("--format", "onnx")
+    assert run(*command, *wrong) == 2
+    assert "--format is one of torch.export, torchscript" in capsys.readouterr().err
     again = ("models", "export", str(out), tmp_path / "next", "--tables", "fp16")
     assert run(*again, "--data", data, "--split", "all") == 2
     assert "has int8 tables and a bf16 dense part" in capsys.readouterr().err
