@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from benchmarks.channel import ROOT
 from benchmarks.fidelity.page import MARK, kept_text
 from benchmarks.fidelity.training import Record
-from benchmarks.machine import commit, machine, sentence
+from benchmarks.machine import machine, sentence
 from prismrec.checkpoint.directory import checkpoints
 from prismrec.cli.output import quiet_libraries
 from prismrec.config import Recipe, from_dict
@@ -230,7 +230,7 @@ def page(found: dict[str, list[dict[str, float]]], command: str) -> str:
     lines = [
         "# Conversions that come late",
         "",
-        f"`{command}`, {sentence(machine())}, commit {commit()}, one core, fp32. Means over the seeds "
+        f"`{command}`, {sentence(machine())}, one core, fp32. Means over the seeds "
         "± their standard deviation.",
         "",
         "Views of the synthetic world that were finished convert after exponential delays whose mean is "

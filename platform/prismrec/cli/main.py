@@ -22,6 +22,7 @@ from prismrec.cli import (
     config,
     data,
     doctor,
+    explore,
     jobs,
     models,
     output,
@@ -66,6 +67,7 @@ app.command("tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command("evaluate", epilog=run.EVALUATE_EXAMPLE)(run.evaluate)
 app.command("predict", epilog=run.PREDICT_EXAMPLE)(run.predict)
 app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
+app.add_typer(explore.app, name="explore")
 app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("analyze", epilog=analyze.EXAMPLE)(analyze.analyze)
 app.add_typer(cluster.app, name="cluster")
