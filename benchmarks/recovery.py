@@ -1,0 +1,271 @@
+"""How long a run stands still after each kind of kill, and how many steps it does twice.
+
+    python -m benchmarks.recovery --out benchmarks/results/recovery.md
+    python -m benchmarks.recovery --case "worker killed under Ray"
+
+Each case trains a small world with two workers, a checkpoint every 20 steps and a record of every step,
+disturbs the run once in its first epoch, and reads from the record when the workers were there again and when
+the run was past the newest step that it had had. Times are of this machine; most of them are the start of
+processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from benchmarks.machine import machine, sentence
+from prismrec.data.world import write_world
+
+DEADLINE_S = 600
+RECIPE = """
+name = "recovery"
+out = "{here}/runs"
+tasks = [{{ name = "like", label = "like" }}]
+[data]
+path = "{data}"
+global_batch_size = 64
+lanes = 4
+[data.splits]
+train = ["day <= 3"]
+[features]
+sparse = ["user_id", "item_id", "category"]
+dense = ["x1", "x2"]
+[embedding]
+dim = 8
+[model]
+name = "dcnv2"
+hidden = [16]
+[train]
+precision = "fp32"
+epochs = 30
+log_every = 1
+hang_timeout_s = 10
+[checkpoint]
+every_steps = 20
+[tracking]
+uri = "sqlite:///{here}/mlflow.db"
+registry_name = ""
+[workers]
+count = 2
+"""
+
+Disturb = Callable[[psutil.Process], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to disturb a run.
+
+    Args:
+        name: in words.
+        options: of `prismrec train`.
+        disturb: does it, given the process that was started.
+        resumes: whether somebody has to start the run again, which is done at once.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    disturb: Disturb
+    resumes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a disturbance cost.
+
+    Args:
+        back_s: seconds until the workers were there again.
+        past_s: seconds until a step was done that had not been done before.
+        steps_twice: steps that were done again.
+    """
+
+    back_s: float
+    past_s: float
+    steps_twice: int
+
+
+def workers(run: psutil.Process) -> list[psutil.Process]:
+    """The workers of a run, under Ray or plain, the oldest first."""
+    found = []
+    for each in run.children(recursive=True):
+        try:
+            words = " ".join(each.cmdline())
+        except psutil.Error:
+            continue
+        if words.startswith("ray::RayTrainWorker") or "spawn_main" in words:
+            found.append(each)
+    return sorted(found, key=lambda each: each.create_time())
+
+
+def everything(run: psutil.Process) -> None:
+    """Kill the run and all it started."""
+    below = run.children(recursive=True)
+    for each in [run, *below]:
+        if each.is_running():
+            each.kill()
+
+
+CASES = (
+    Case("worker killed under Ray", (), lambda run: workers(run)[-1].kill()),
+    Case(
+        "worker stopped under Ray, hang timeout 10 s",
+        (),
+        lambda run: workers(run)[-1].send_signal(signal.SIGSTOP),
+    ),
+    Case(
+        "worker killed, plain processes", ("--no-ray",), lambda run: workers(run)[-1].kill(), True
+    ),
+    Case("everything killed, plain processes", ("--no-ray",), everything, True),
+)
+
+
+def measure(case: Case, directory: Path, data: Path) -> Recovery:
+    """Run a case in an empty directory.
+
+    Raises:
+        RuntimeError: the run made no progress in time.
+    """
+    (directory / "recovery.toml").write_text(RECIPE.format(here=directory, data=data))
+    run = _start(directory, case)
+    events = _Events(directory)
+    try:
+        events.await_(lambda: events.newest >= 50, run)
+        before, at = events.newest, time.time()
+        case.disturb(psutil.Process(run.pid))
+        if case.resumes:
+            run.wait(DEADLINE_S)
+            run = _start(directory, case, "--resume")
+        events.await_(lambda: events.past(before, at) is not None, run)
+    finally:
+        if run.poll() is None:
+            everything(psutil.Process(run.pid))
+            run.wait()
+    back, past, first = events.back(at), events.past(before, at), events.first(at)
+    assert past is not None
+    last = max(events.newest_before(at), before)
+    return Recovery(back - at, past - at, max(0, last - first + 1))
+
+
+def _start(directory: Path, case: Case, *more: str) -> subprocess.Popen[bytes]:
+    program = str(Path(sys.executable).with_name("prismrec"))
+    with (directory / "out.txt").open("ab") as said:
+        return subprocess.Popen(
+            [program, "train", str(directory / "recovery.toml"), *case.options, *more],
+            cwd=directory,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+        )
+
+
+class _Events:
+    """The record of the only run in a directory, read anew at every question."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _all(self) -> list[dict[str, Any]]:
+        paths = list(self._directory.glob("runs/recovery-*/events.jsonl"))
+        lines = paths[0].read_text().splitlines(keepends=True) if paths else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _steps(self) -> list[tuple[float, int]]:
+        losses = (e for e in self._all() if "train/loss" in e.get("values", {}))
+        return [(each["time"], each["step"]) for each in losses]
+
+    @property
+    def newest(self) -> int:
+        """The newest step."""
+        return max((step for _, step in self._steps()), default=0)
+
+    def newest_before(self, at: float) -> int:
+        """The newest step then."""
+        return max((step for when, step in self._steps() if when <= at), default=0)
+
+    def _starts(self, at: float) -> list[float]:
+        return [e["time"] for e in self._all() if e["event"] == "parameters" and e["time"] > at]
+
+    def back(self, at: float) -> float:
+        """When workers were there again."""
+        return min(self._starts(at))
+
+    def first(self, at: float) -> int:
+        """The first step of those workers."""
+        back = self.back(at)
+        return min(step for when, step in self._steps() if when > back)
+
+    def past(self, before: int, at: float) -> float | None:
+        """When those workers had done a step that none had done; None as long as they have not."""
+        if not self._starts(at):
+            return None
+        back = self.back(at)
+        done = max([before, *(step for when, step in self._steps() if when <= back)])
+        return min(
+            (when for when, step in self._steps() if when > back and step > done), default=None
+        )
+
+    def await_(self, is_so: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not is_so():
+            if time.monotonic() > deadline or run.poll() not in (None, 0):
+                raise RuntimeError((self._directory / "out.txt").read_text()[-1500:])
+            time.sleep(0.1)
+
+
+def page(found: dict[str, Recovery]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "# Recovery",
+        "",
+        "`python -m benchmarks.recovery --out benchmarks/results/recovery.md`: two workers, a checkpoint every",
+        "20 steps. Seconds from the kill until workers were there again and until a new step was done; where",
+        "somebody has to start the run again, that was done at once. Beside other work: expect less on a quiet",
+        "machine.",
+        "",
+        "| what happened | workers again, s | past the newest step, s | steps done twice |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, each in found.items():
+        lines.append(f"| {name} | {each.back_s:.1f} | {each.past_s:.1f} | {each.steps_twice} |")
+    return "\n".join([*lines, "", sentence(machine())]) + "\n"
+
+
+def main() -> None:
+    """Measure the cases asked for, print them and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [case.name for case in CASES]
+    parser.add_argument("--case", choices=names, action="append", help="all if not given")
+    parser.add_argument("--out", type=Path, help="Markdown page to write")
+    asked = parser.parse_args()
+    found = {}
+    with TemporaryDirectory() as data:
+        write_world(Path(data) / "data", 8_000, 6, 1)
+        for case in CASES:
+            if asked.case is None or case.name in asked.case:
+                with TemporaryDirectory() as directory:
+                    found[case.name] = measure(case, Path(directory), Path(data) / "data")
+                print(case.name, found[case.name], flush=True)
+    text = page(found)
+    print(text)
+    if asked.out is not None:
+        asked.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
