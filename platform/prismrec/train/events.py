@@ -10,12 +10,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from prismrec.config import UserError
+
 
 class EventLog:
     """A tracker that appends to a file.
 
     Args:
         path: the file; a run that resumes goes on appending.
+
+    Raises:
+        UserError: the file cannot be written, as on a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,8 +43,14 @@ class EventLog:
         """Nothing waits: every event was written at once."""
 
     def _write(self, event: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"time": time.time(), **event}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written: {error.strerror}; free space, and --resume goes on "
+                "from the last checkpoint"
+            ) from error
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
