@@ -19,9 +19,9 @@ from prismrec.train.interrupts import take_signals
 from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles
 
-_END_S = 60.0
-"""Seconds in which Ray Train may take down its workers on a cluster that stays: a client that leaves
-while another of its threads waits for an answer crashes (an embedded Ray ends with it)."""
+_END_S, _EMBEDDED_END_S = 60.0, 10.0
+"""Seconds in which Ray Train may take down its workers, on a cluster that stays and on an embedded one:
+a client that leaves while another of its threads waits for an answer crashes now and then."""
 
 
 def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stay
         return files.outcome.exists() or bool(files.read_error(order["attempt"]))
 
     try:
-        _attend(trainer.fit, is_over, _END_S if stays else 0)
+        _attend(trainer.fit, is_over, _END_S if stays else _EMBEDDED_END_S)
     except Exception as error:
         raise _explained(error, files, order) from error
     _raise_user_error(files, order)
