@@ -21,7 +21,7 @@ from prismrec.train.interrupts import signals_ask
 from prismrec.train.loop import Session, train
 from prismrec.train.online import train_online
 from prismrec.train.process_group import Ranks, process_group, resolve_device
-from prismrec.train.quiet import library_output, tell
+from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
 from prismrec.train.tracker import Tracker, Trackers
 
@@ -60,20 +60,12 @@ def work(order: dict[str, Any]) -> None:
             with signals_ask(session.stop_files()[1]):
                 outcome = _trained(recipe, session, is_online=order.get("online", False))
         except UserError as error:
-            _put_down(files, order["attempt"], error)
+            files.write_error(order["attempt"], error)
             raise
         finally:
             tracker.close()
         if ranks.is_first:
             files.write_outcome(outcome)
-
-
-def _put_down(files: RunFiles, attempt: str, error: UserError) -> None:
-    """Leave a mistake of the user where the driver finds it; on a full disk, tell it here."""
-    try:
-        files.write_error(attempt, error)
-    except OSError:
-        tell(f"error: {error.message}")
 
 
 def _trained(recipe: Recipe, session: Session, *, is_online: bool) -> dict[str, Any]:

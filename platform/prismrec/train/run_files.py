@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,14 +154,27 @@ class RunFiles:
         self.curves.write_text(json.dumps(tables) + "\n")
 
     def write_error(self, attempt: str, error: UserError) -> None:
-        """Put down a mistake of the user that ends the run, whichever rank met it first."""
-        if not self._error(attempt).exists():
+        """Put down a mistake of the user that ends the run, whichever rank met it first.
+
+        On a full disk it goes where temporary files are, for a driver on the same machine.
+        """
+        if self.read_error(attempt):
+            return
+        try:
             _write_whole(self._error(attempt), error.message)
+        except OSError:
+            with contextlib.suppress(OSError), self._spare(attempt).open("x") as file:
+                file.write(error.message)
 
     def read_error(self, attempt: str) -> str:
         """The mistake that ended this start of the run, or an empty text."""
-        path = self._error(attempt)
-        return path.read_text() if path.exists() else ""
+        for path in (self._error(attempt), self._spare(attempt)):
+            if path.exists():
+                return path.read_text()
+        return ""
+
+    def _spare(self, attempt: str) -> Path:
+        return Path(tempfile.gettempdir(), f"prismrec-{self._error(attempt).name}")
 
     def _error(self, attempt: str) -> Path:
         return self.directory / f"error-{attempt}.txt"
