@@ -14,6 +14,7 @@ from prismrec.data.source import open_data
 from prismrec.data.values import one_array
 from prismrec.jobs.evaluate import check_not_empty, labelled, opened_model, split_tables
 from prismrec.serving.inference import InferenceModel
+from prismrec.serving.sides import Sides
 
 BATCH = 4096
 
@@ -95,7 +96,7 @@ class _Rows:
             table = self._table.slice(start, BATCH)
             arrays = {name: one_array(table.column(name)) for name in inference.columns}
             with torch.no_grad():
-                inputs, fields = inference.inputs(arrays)
+                inputs, fields = inference.inputs(Sides.checked(arrays, {}))
             labels, valid = labelled(table, inference.recipe.tasks, self._data)
             yield Sample(
                 inputs=inputs,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ from prismrec.serving.bundle import (
     read_owners,
     table_reader,
 )
+from prismrec.serving.sides import Sides, look_up, repeated
 from prismrec.serving.tables import FeatureRows, TableLookup, TableType
 
 
@@ -130,46 +130,65 @@ class InferenceModel:
         """Memory of the tables."""
         return self._lookup.num_bytes
 
-    def predict_logits(self, columns: Mapping[str, Any], *, calibrated: bool = True) -> Tensor:
+    def predict_logits(
+        self,
+        columns: Mapping[str, Any],
+        *,
+        shared: Mapping[str, Any] | None = None,
+        calibrated: bool = True,
+    ) -> Tensor:
         """Logits (B, T) of raw columns, right for the rate of negatives in the world.
 
         Args:
             columns: Arrow arrays, NumPy arrays, pandas series or lists, by column name, as in the
                 training data; others than the needed ones are ignored.
+            shared: columns of one value each that hold for all rows, such as those of the user whose
+                candidates the rows are: they are encoded and looked up once. With no others B is 1.
             calibrated: with the calibration, where there is one.
 
         Raises:
             UserError: a column is missing, of another type, or of another length, or a row names
                 no domain that the model tells apart.
         """
-        arrays = raw.to_arrow(columns, self.columns)
+        return self.logits_of(self.sides(columns, shared or {}), calibrated=calibrated)
+
+    def sides(self, columns: Mapping[str, Any], shared: Mapping[str, Any]) -> Sides:
+        """The needed columns, checked; see `predict_logits`."""
+        given = {name: kind for name, kind in self.columns.items() if name in shared}
+        other = {name: kind for name, kind in self.columns.items() if name not in shared}
+        arrays = raw.to_arrow(columns, other)
+        return Sides.checked(arrays, raw.to_arrow(shared, given))
+
+    def logits_of(self, sides: Sides, *, calibrated: bool = True) -> Tensor:
+        """`predict_logits` of columns that are checked already."""
         with torch.inference_mode():
-            inputs, _ = self.inputs(arrays)
+            inputs, _ = self.inputs(sides)
             with torch.autocast("cpu", torch.bfloat16, enabled=self._is_bf16):
                 given, _ = self.head(inputs)
             logits, _ = self._decoder(given.float())
             logits = self._decoder.served(logits)
-            logits = logits + self.logit_offsets - self._log_propensity(arrays, len(logits))
+            logits = logits + self.logit_offsets - self._log_propensity(sides)
             return mapped(self.maps, logits) if calibrated else logits
 
-    def inputs(self, arrays: Mapping[str, pa.Array]) -> tuple[Inputs, list[FeatureRows]]:
+    def inputs(self, sides: Sides) -> tuple[Inputs, list[FeatureRows]]:
         """What the head is given for raw columns.
 
         Args:
-            arrays: the needed columns by name, of the kinds in `columns`.
+            sides: the needed columns, of the kinds in `columns`.
 
         Returns:
-            The tensors, and what each field of `spec.fields` looked up.
+            The tensors, and what each field of `spec.fields` looked up: B bags, or one where all rows
+            share it.
         """
-        features = [self._rows(arrays, each) for each in self.recipe.features.sparse]
-        features += self._number_rows(arrays)
-        sets = self._lookup(features)
+        features = [self._rows(sides, each) for each in self.recipe.features.sparse]
+        features += self._number_rows(sides)
+        sets = look_up(self._lookup, features, sides.rows)
         inputs = Inputs(
             sets=self.assembly.sets(sets),
             linear=self.assembly.linear(sets),
-            dense=self._dense(arrays, len(features[0].lengths)),
-            domain=self._domain(arrays),
-            sequences=self.assembly.sequences(sets, self._sequences(arrays)),
+            dense=self._dense(sides),
+            domain=self._domain(sides),
+            sequences=self.assembly.sequences(sets, self._sequences(sides)),
         )
         return inputs, features
 
@@ -181,11 +200,14 @@ class InferenceModel:
         """(rows, bytes) uint8 of a table in one set, as the lookup reads them."""
         return self._lookup.stored(table, set_name)
 
-    def probabilities(self, columns: Mapping[str, Any]) -> Tensor:
+    def probabilities(
+        self, columns: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """Probabilities (B, T), float32, of raw columns; see `predict_logits`."""
-        return torch.sigmoid(self.predict_logits(columns))
+        return torch.sigmoid(self.predict_logits(columns, shared=shared))
 
-    def _rows(self, arrays: Mapping[str, pa.Array], feature: SparseFeature) -> FeatureRows:
+    def _rows(self, sides: Sides, feature: SparseFeature) -> FeatureRows:
+        arrays = sides.of([feature.source, *([feature.weights] if feature.weights else [])])
         ids, lengths = raw.bags(arrays[feature.source])
         rows, encode = self._encoded(feature.name, ids), self._encoders[feature.name]
         weights = None
@@ -201,10 +223,12 @@ class InferenceModel:
         self._count_unknown(key, unknown)
         return torch.from_numpy(rows)
 
-    def _sequences(self, arrays: Mapping[str, pa.Array]) -> list[SetSequence]:
+    def _sequences(self, sides: Sides) -> list[SetSequence]:
         """The sequences as all sets see them, read as the trainer reads them."""
         features, found = self.recipe.features, []
         for sequence, lookup in zip(features.sequences, self.spec.sequences, strict=True):
+            timed = [features.time] if sequence.times and features.time else []
+            arrays = sides.of([*sequence.columns, *timed])
             where = "row {} of the request".format
             bags = read_behaviours(sequence, arrays, features.time, where)
             offsets = torch.from_numpy(bags[0].offsets.copy())
@@ -213,18 +237,17 @@ class InferenceModel:
                 each.key: self._encoded(each.key, bag.values)
                 for each, bag in zip(lookup.behaviours, bags, strict=False)  # intervals come last
             }
-            found.append(
-                SetSequence(
-                    offsets=offsets,
-                    positions=newest_first(offsets, count),
-                    intervals=torch.from_numpy(bags[-1].values) if lookup.intervals else None,
-                    behaviours=[
-                        self._behaviours(each, lookup, columns, count)
-                        for each in self.spec.sets
-                        if each.name != LINEAR
-                    ],
-                )
+            read = SetSequence(
+                offsets=offsets,
+                positions=newest_first(offsets, count),
+                intervals=torch.from_numpy(bags[-1].values) if lookup.intervals else None,
+                behaviours=[
+                    self._behaviours(each, lookup, columns, count)
+                    for each in self.spec.sets
+                    if each.name != LINEAR
+                ],
             )
+            found.append(repeated(read, sides.rows))
         return found
 
     def _behaviours(
@@ -243,25 +266,25 @@ class InferenceModel:
                 parts.append(rows.view(count, table.rows_per_id, of_set.dim).sum(1))
         return torch.cat(parts, 1) if parts else torch.zeros(count, 0)
 
-    def _domain(self, arrays: Mapping[str, pa.Array]) -> Tensor | None:
+    def _domain(self, sides: Sides) -> Tensor | None:
         """Domain of each row, (B,); None for a model that does not tell them apart."""
         if self._domains is None:
             return None
-        ids = raw.keys(arrays[self._domains.column])
+        ids = raw.keys(sides.whole(self._domains.column))
         return torch.from_numpy(self._domains.known(ids, "row {} of the request".format))
 
-    def _log_propensity(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
+    def _log_propensity(self, sides: Sides) -> Tensor:
         """(B, T) what weights against repeated exposure, where they are undone, took off the logits."""
-        logs = torch.zeros(num_rows, len(self.tasks))
+        logs = torch.zeros(sides.rows, len(self.tasks))
         for t, task in enumerate(self.recipe.tasks):
             section = task.propensity
             if section is not None and section.undo:
-                by = None if section.by is None else arrays[section.by]
-                weights = weights_of(section, arrays[section.column], by)
+                by = None if section.by is None else sides.whole(section.by)
+                weights = weights_of(section, sides.whole(section.column), by)
                 logs[:, t] = torch.log(torch.from_numpy(weights))
         return logs
 
-    def _number_rows(self, arrays: Mapping[str, pa.Array]) -> list[FeatureRows]:
+    def _number_rows(self, sides: Sides) -> list[FeatureRows]:
         """Rows of the fields of numbers, whose codes are found once for all fields of a number."""
         codes: dict[str, NDArray[np.int64]] = {}
         found = []
@@ -270,7 +293,7 @@ class InferenceModel:
                 encode = self._encoders[field.name]
                 assert isinstance(encode, NumberEncoder)
                 if number.name not in codes:
-                    codes[number.name] = encode.number(arrays)
+                    codes[number.name] = encode.number(sides.of(number.columns))
                 rows, unknown = encode(codes[number.name])
                 self._count_unknown(field.name, unknown)
                 counts = torch.full((len(codes[number.name]),), encode.rows_per_id)
@@ -282,15 +305,16 @@ class InferenceModel:
             with self._lock:
                 self.unknown_ids[field] += int(unknown.sum())
 
-    def _dense(self, arrays: Mapping[str, pa.Array], num_rows: int) -> Tensor:
-        names = self.recipe.features.numeric
-        dense = np.zeros((num_rows, len(names)), dtype=np.float32)
-        for index, name in enumerate(names):
+    def _dense(self, sides: Sides) -> Tensor:
+        features = self.recipe.features
+        columns = {each.name: each.columns for each in features.numbers}
+        dense = np.zeros((sides.rows, len(features.numeric)), dtype=np.float32)
+        for index, name in enumerate(features.numeric):
             scaler = self._scalers.get(name)
             if scaler is None:
-                dense[:, index] = raw.numbers(arrays[name])
+                dense[:, index] = raw.numbers(sides.of([name])[name])
             else:
-                dense[:, index] = raw.without_nan(scaler(arrays))
+                dense[:, index] = raw.without_nan(scaler(sides.of(columns[name])))
         return torch.from_numpy(dense)
 
 

@@ -24,6 +24,7 @@ from prismrec.models.calibration import mapped
 from prismrec.models.objectives import build_decoder
 from prismrec.serving.columns import to_arrow
 from prismrec.serving.inference import InferenceModel
+from prismrec.serving.sides import Sides
 from prismrec.serving.tables import SCALE_BYTES, FeatureRows
 
 ProgramFormat = Literal["torch.export", "torchscript"]
@@ -138,7 +139,7 @@ def _buffer(table: str, set_name: str) -> str:
 
 def program_inputs(model: InferenceModel, columns: Mapping[str, pa.Array]) -> tuple[Tensor, ...]:
     """The tensors that a program takes for raw columns, see `RankingProgram.forward`."""
-    inputs, features = model.inputs(columns)
+    inputs, features = model.inputs(Sides.checked(columns, {}))
     tensors = [tensor for each in features for tensor in _of_field(each)]
     tensors.append(inputs.dense)
     if inputs.domain is not None:

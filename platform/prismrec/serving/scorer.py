@@ -16,6 +16,7 @@ from torch import Tensor
 from prismrec.config import UserError
 from prismrec.serving.http.requests import Limits, RequestError, read_columns
 from prismrec.serving.inference import InferenceModel
+from prismrec.serving.sides import Sides
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +47,16 @@ class Request:
 
     Args:
         model: the model that it was checked for, which also answers it.
-        columns: its columns by name, each of B rows.
-        rows: B.
+        sides: its columns.
     """
 
     model: ServedModel
-    columns: dict[str, pa.Array]
-    rows: int
+    sides: Sides
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.sides.rows
 
 
 Outcome = Tensor | Exception
@@ -88,8 +92,7 @@ class Scorer:
             RequestError: what is wrong with it.
         """
         model = self._model
-        columns, rows = read_columns(body, model.inference.columns, self.limits)
-        return Request(model, columns, rows)
+        return Request(model, read_columns(body, model.inference.columns, self.limits))
 
     def score(self, requests: Sequence[Request]) -> list[Outcome]:
         """Probabilities of each request, computed together as far as they fit together.
@@ -105,13 +108,15 @@ class Scorer:
 
     def _together(self, requests: list[Request]) -> list[Outcome]:
         model = requests[0].model.inference
-        columns = requests[0].columns
+        sides = requests[0].sides
         if len(requests) > 1:
             columns = {
-                name: pa.concat_arrays([r.columns[name] for r in requests]) for name in columns
+                name: pa.concat_arrays([r.sides.each[name] for r in requests])
+                for name in sides.each
             }
+            sides = Sides(sum(each.rows for each in requests), columns)
         try:
-            scores = _probabilities(model, columns, sum(each.rows for each in requests))
+            scores = _probabilities(model, sides)
         except Exception as error:  # noqa: BLE001 - others must not fail with it
             if len(requests) > 1:
                 return [outcome for each in requests for outcome in self._together([each])]
@@ -123,10 +128,10 @@ class Scorer:
         return [_finite(part) for part in parts]
 
 
-def _probabilities(model: InferenceModel, columns: dict[str, pa.Array], rows: int) -> Tensor:
-    if rows == 0:
+def _probabilities(model: InferenceModel, sides: Sides) -> Tensor:
+    if sides.rows == 0:
         return torch.zeros(0, len(model.tasks))
-    return model.probabilities(columns)
+    return torch.sigmoid(model.logits_of(sides))
 
 
 def _finite(scores: Tensor) -> Outcome:
@@ -141,11 +146,12 @@ def _finite(scores: Tensor) -> Outcome:
 
 def _fitting(requests: Sequence[Request], most_rows: int) -> list[list[int]]:
     """Places of the requests that can be scored together: of one model, with columns of the same
-    types, and no more than `most_rows` in all.
+    types, and no more than `most_rows` in all. One with shared columns is scored by itself.
     """
     groups: dict[tuple[object, ...], list[list[int]]] = {}
     for index, each in enumerate(requests):
-        key = (id(each.model), *(array.type for array in each.columns.values()))
+        alone = index if each.sides.shared else None
+        key = (id(each.model), alone, *(array.type for array in each.sides.each.values()))
         found = groups.setdefault(key, [[]])
         if found[-1] and sum(requests[i].rows for i in found[-1]) + each.rows > most_rows:
             found.append([])

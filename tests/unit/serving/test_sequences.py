@@ -40,6 +40,7 @@ CASES = {
 DIFFERENCE: dict[TableType, float] = {"fp32": 2e-6, "fp16": 5e-3, "bf16": 5e-2, "int8": 5e-2}
 """Largest difference of a logit by stored type; the logits are of the order of 1."""
 COLUMNS = ("user", "item", "category", "items", "categories", "ago", "x")
+SHARED = ("user", "items", "categories", "ago")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,16 @@ def test_the_copy_says_what_the_trainer_says(data: Path, tmp_path: Path, name: s
         for i in range(6)
     ]
     torch.testing.assert_close(torch.cat(one_by_one), trained.logits[:6], atol=5e-6, rtol=0)
+    history = {key: column[5:6] for key, column in trained.rows.items() if key in SHARED}
+    own = {key: column[:9] for key, column in trained.rows.items() if key not in SHARED}
+    same = {key: column.take([5] * 9) for key, column in trained.rows.items() if key in SHARED}
+    torch.testing.assert_close(
+        model.predict_logits(own, shared=history),
+        model.predict_logits(own | same),
+        atol=2e-6,
+        rtol=0,
+    )
+    model.unknown_ids.clear()
     model.predict_logits(trained.rows)
     assert (model.unknown_ids["history/items"] > 0) != (
         name == "two rows an id"

@@ -34,9 +34,9 @@ SPLIT = {"columns": list(ROWS), "data": [list(each.values()) for each in RECORDS
 
 def read(document: Any, limits: Limits = LIMITS) -> tuple[dict[str, Any], int]:
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
-    columns, rows = read_columns(text, KINDS, limits)
-    assert list(columns) == list(KINDS)
-    return {name: array.to_pylist() for name, array in columns.items()}, rows
+    sides = read_columns(text, KINDS, limits)
+    assert {*sides.each, *sides.shared} == {*KINDS}
+    return {name: sides.whole(name).to_pylist() for name in KINDS}, sides.rows
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,23 @@ def test_one_record_alone_and_none_at_all() -> None:
     assert read({"dataframe_split": {"columns": list(ROWS), "data": []}}) == (empty, 0)
 
 
+def test_columns_that_all_rows_share() -> None:
+    own = [{"user": 3, "age": None}, {"user": 7, "age": 2}]
+    shared = {"seen": [1, 2], "seen_w": [0.5, 1], "at": 5}
+    expected = {
+        "user": [3, 7],
+        "seen": [[1, 2]] * 2,
+        "seen_w": [[0.5, 1]] * 2,
+        "age": [None, 2],
+        "at": [5, 5],
+    }
+    assert read({"shared": shared, "dataframe_records": own}) == (expected, 2)
+    columns = {name: [row[name] for row in own] for name in ("user", "age")}
+    assert read({"inputs": columns, "shared": shared}) == (expected, 2)
+    assert read({"inputs": own, "shared": None} | {"shared": shared}) == (expected, 2)
+    assert read({"inputs": ROWS, "shared": {}}) == read({"inputs": ROWS})
+
+
 def changed(**columns: Any) -> dict[str, Any]:
     """Columns in the form of `inputs`, some of them replaced, those given as None left out."""
     return {"inputs": {k: v for k, v in {**ROWS, **columns}.items() if v is not None}}
@@ -78,6 +95,10 @@ REFUSED = [
     ({"input": ROWS}, 400, r"holds 'input'; send an object"),
     ({"inputs": ROWS, "instances": []}, 400, r"holds 'inputs', 'instances'"),
     ({"inputs": ROWS, "params": {"t": 1}}, 400, r"'params' is not empty"),
+    ({"inputs": ROWS, "shared": [1]}, 400, r"'shared' is a JSON list; give one value"),
+    ({"inputs": ROWS, "shared": {"at": 5}}, 400, r"'at' is in 'shared' and in the rows"),
+    ({"inputs": ROWS, "shared": {"x": 5}}, 400, r"does not read column 'x'"),
+    ({"shared": ROWS}, 400, r"holds nothing; send an object"),
     ({"inputs": 3}, 400, r"'inputs' is a JSON number"),
     ({"dataframe_records": {"user": 1}}, 400, r"'dataframe_records' is no list of records"),
     ({"dataframe_records": [RECORDS[0], 3]}, 400, r"row 1 of .* is a JSON number, not a record"),
@@ -145,11 +166,13 @@ BODIES = (
 @given(BODIES)
 def test_any_body_is_columns_or_refused(body: bytes) -> None:
     try:
-        columns, rows = read_columns(body, KINDS, Limits(extra_columns=True))
+        sides = read_columns(body, KINDS, Limits(extra_columns=True))
     except RequestError as refused:
         status = refused.status
     else:
         status = 200
-        assert {len(array) for array in columns.values()} == {rows}
+        columns = {**sides.each, **sides.shared}
+        assert {len(array) for array in sides.each.values()} <= {sides.rows}
+        assert {len(array) for array in sides.shared.values()} <= {1}
         assert all(isinstance(array, pa.Array) for array in columns.values())
     assert status in (200, 400)

@@ -12,6 +12,7 @@ import torch
 
 from prismrec.serving.http.requests import Limits, RequestError
 from prismrec.serving.scorer import Scorer, ServedModel
+from prismrec.serving.sides import Sides
 from tests.unit.serving.world import RAW, make_world, random_raw
 
 
@@ -27,13 +28,13 @@ def scorer(tmp_path: Path) -> Scorer:
 def test_together_is_as_alone(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     inference = scorer.model.inference
-    ours = type(inference).probabilities
+    ours = type(inference).logits_of
 
-    def counted(self: Any, columns: Any) -> torch.Tensor:
-        calls.append(len(columns["item"]))
-        return ours(self, columns)
+    def counted(self: Any, sides: Sides) -> torch.Tensor:
+        calls.append(sides.rows)
+        return ours(self, sides)
 
-    monkeypatch.setattr(type(inference), "probabilities", counted)
+    monkeypatch.setattr(type(inference), "logits_of", counted)
     raws = [random_raw(rows, rows) for rows in (3, 17, 1, 20, 30)]
     whole = random_raw(2, 9)
     whole["age"] = [1, 2]  # integers, which fit no column of floats
@@ -49,6 +50,22 @@ def test_together_is_as_alone(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(outcome, expected, atol=1e-6)
     assert isinstance(outcomes[-1], torch.Tensor)
     assert outcomes[-1].shape == (0, 2)
+
+
+def test_requests_with_shared_columns_among_others(scorer: Scorer) -> None:
+    raws, bodies = [], []
+    for seed, rows in ((1, 4), (2, 6)):
+        raw = random_raw(rows, seed)
+        user = {name: raw[name][0] for name in ("user_id", "hist", "hist_w", "age")}
+        raws.append({**raw, **{name: [value] * rows for name, value in user.items()}})
+        own = {name: values for name, values in raw.items() if name not in user}
+        bodies.append(json.dumps({"inputs": own, "shared": user}).encode())
+    plain = random_raw(3, 3)
+    outcomes = scorer.score([scorer.read(each) for each in (bodies[0], body(plain), bodies[1])])
+    for raw, outcome in zip((raws[0], plain, raws[1]), outcomes, strict=True):
+        assert isinstance(outcome, torch.Tensor)
+        expected = torch.sigmoid(make_world().expected_logits(raw))
+        assert torch.allclose(outcome, expected, atol=1e-6)
 
 
 def test_one_wrong_request_spares_the_others(scorer: Scorer) -> None:

@@ -1,7 +1,8 @@
 """The body of a request, checked and turned into the columns of a model.
 
 The forms are those of `mlflow models serve`, so that a client can move over: `dataframe_split`,
-`dataframe_records`, `inputs` and `instances`. Notation: B rows of a request.
+`dataframe_records`, `inputs` and `instances`. Beside one of them, `shared` may hold columns with one value
+for all rows. Notation: B rows of a request.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from prismrec.config import UserError, nearest
 from prismrec.data.schema import Kind
 from prismrec.serving import columns as raw
+from prismrec.serving.sides import Sides
 
 _SINGLE = ("id", "number", "time")
 _SHOWN = 5
@@ -54,9 +54,7 @@ class Limits:
     extra_columns: bool = False
 
 
-def read_columns(
-    body: bytes, kinds: Mapping[str, Kind], limits: Limits
-) -> tuple[dict[str, pa.Array], int]:
+def read_columns(body: bytes, kinds: Mapping[str, Kind], limits: Limits) -> Sides:
     """The columns of a JSON body.
 
     Args:
@@ -65,21 +63,30 @@ def read_columns(
         limits: what a request may be.
 
     Returns:
-        The needed columns as `prismrec.serving.columns.to_arrow` gives them, and the number of
-        rows B, which may be 0.
+        The needed columns as `prismrec.serving.columns.to_arrow` gives them; B may be 0.
 
     Raises:
         RequestError: 413 where body or rows are over the limit, otherwise 400 with what is wrong.
     """
     if len(body) > limits.body_bytes:
         raise too_large(limits)
-    given = _form(_document(body), kinds)
-    _check_names(given, kinds, limits)
+    document = _document(body)
+    shared = _shared(document)
+    each_kinds = {name: kind for name, kind in kinds.items() if name not in shared}
+    given = _form(document, each_kinds)
+    twice = next((name for name in given if name in shared), None)
+    if twice is not None:
+        raise RequestError(
+            400, f"column '{twice[:80]}' is in 'shared' and in the rows; give it in one of them"
+        )
+    _check_names({**given, **shared}, kinds, limits)
     rows = max((len(values) for values in given.values()), default=0)
     if rows > limits.rows:
         raise RequestError(413, f"the request has {rows:,} rows; at most {limits.rows:,} are taken")
     try:
-        return raw.to_arrow(given, kinds), rows
+        each = raw.to_arrow(given, each_kinds)
+        of_all = {name: kind for name, kind in kinds.items() if name in shared}
+        return Sides(rows, each, raw.to_arrow(shared, of_all))
     except UserError as error:
         raise RequestError(400, error.message) from None
 
@@ -107,6 +114,18 @@ def _document(body: bytes) -> dict[str, Any]:
     return document
 
 
+def _shared(document: dict[str, Any]) -> dict[str, list[Any]]:
+    """The columns that hold for all rows, as lists of their one value."""
+    shared = document.get("shared")
+    if shared is None:
+        return {}
+    if not isinstance(shared, dict):
+        raise RequestError(
+            400, f"'shared' is a JSON {_type(shared)}; give one value for each of its columns"
+        )
+    return {name: [value] for name, value in shared.items()}
+
+
 def _no_constant(word: str) -> None:
     raise RequestError(
         400, f"the body holds {word}, which is not JSON; send null for a missing number"
@@ -117,7 +136,7 @@ def _form(document: dict[str, Any], kinds: Mapping[str, Kind]) -> dict[str, list
     """The columns as lists, whichever form they came in."""
     if document.get("params"):
         raise RequestError(400, "'params' is not empty, but the model takes none; leave it out")
-    forms = [name for name in document if name != "params"]
+    forms = [name for name in document if name not in ("params", "shared")]
     if len(forms) != 1 or forms[0] not in _FORMS:
         named = ", ".join(f"'{name[:40]}'" for name in forms[:_SHOWN]) or "nothing"
         raise RequestError(400, f"the body holds {named}; {_expected()}")
