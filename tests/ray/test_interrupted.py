@@ -42,7 +42,8 @@ def at(tmp_path: Path, data: Path) -> Home:
 
 def status(at: Home) -> tuple[str, int]:
     """How MLflow says the only run ended, and how many models are registered."""
-    client = MlflowClient(f"sqlite:///{at.directory}/mlflow.db")
+    uri = f"sqlite:///{at.directory}/mlflow.db"
+    client = MlflowClient(uri, registry_uri=uri)
     facts = json.loads((at.run() / "run.json").read_text())
     return client.get_run(facts["run"]).info.status, len(client.search_registered_models())
 

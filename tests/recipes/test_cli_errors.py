@@ -216,7 +216,10 @@ def test_corrupt_row_group(failed: Failed, here: Path) -> None:
     corrupt(here / "data/part-0.parquet", 3)
     message = train_fails(failed)
     assert message.startswith("part-0.parquet: row group 3: cannot be decoded (")
-    assert message.endswith("); write the file again or remove it")
+    assert message.endswith(
+        "); write the file again or remove it, or go on without its rows by "
+        "data.on_bad_file = 'skip'"
+    )
 
 
 def test_corrupt_row_group_that_one_rank_of_two_meets(here: Path) -> None:

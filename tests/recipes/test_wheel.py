@@ -21,6 +21,8 @@ def test_wheel_holds_every_module_and_the_package_data(wheel: Path) -> None:
     expected |= {f"prismrec/jobs/{path.relative_to(jobs)}" for path in jobs.rglob("*.toml")}
     expected.add("prismrec/py.typed")
     expected |= {f"prismrec/analysis/report/page.{kind}" for kind in ("html", "css", "js")}
+    kuberay = package_roots()["prismrec.cluster"] / "kuberay"
+    expected |= {f"prismrec/cluster/kuberay/{path.name}" for path in kuberay.iterdir()}
     shipped = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert shipped == expected
 

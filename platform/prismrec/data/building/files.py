@@ -134,7 +134,7 @@ def group_count(num_bytes: int, wanted: int) -> int:
     """Row groups of a file of so many bytes decoded: one, unless it came out too large for that.
 
     >>> group_count(100 * 2**20, 96 * 2**20), group_count(200 * 2**20, 96 * 2**20)
-    (1, 2)
+    (1, 3)
     """
     return 1 if num_bytes <= max(_MOST_BYTES, wanted) else -(-num_bytes // wanted)
 
