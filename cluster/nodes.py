@@ -94,8 +94,8 @@ def join(address: str, options: Options) -> state.Node:
         options: `port` and those of the dashboard are the head's and are not looked at.
 
     Raises:
-        UserError: this machine has a node or no token, the address does not answer, or Ray does not
-            start here, as with another version of Ray or Python.
+        UserError: this machine has a node or no token, the address is on loopback or does not answer,
+            or Ray does not start here, as with another version of Ray or Python.
     """
     _refuse_second()
     head, port = _parse(address)
@@ -105,6 +105,11 @@ def join(address: str, options: Options) -> state.Node:
         raise UserError(
             f"join: this machine has no token of the cluster; copy the token file of the machine "
             f"that ran `prismrec cluster up` to {state.token_file()} (mode 600)"
+        )
+    if is_loopback(head):
+        raise UserError(
+            f"join: {head}:{port} is on loopback, and such a cluster is of one machine; start it with "
+            "`prismrec cluster up --host ADDRESS`, and join at that address"
         )
     host = options.host or _seen_from(head, port)
     interface = _interface(options, host)

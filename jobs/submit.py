@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,22 @@ def check_secrets(recipe: Recipe) -> None:
                 f"{key}: holds a password or a key, which everybody who may look at the cluster's "
                 "jobs would see; take it out, and set it in the environment of the nodes "
                 "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow)"
+            )
+
+
+def check_command_line(overrides: Sequence[str]) -> None:
+    """Refuse overrides with a password where the command would be shown as part of a job.
+
+    Raises:
+        UserError: the key that holds one.
+    """
+    for each in overrides:
+        key, _, value = each.partition("=")
+        if has_credentials(value):
+            raise UserError(
+                f"{key}: holds a password or a key on the command line, which the cluster shows with "
+                "its jobs and this machine with its processes; write it into a recipe file that only you "
+                "can read, or set it in the environment of the nodes"
             )
 
 

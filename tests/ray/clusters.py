@@ -74,10 +74,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster(machine: Machine, workers: int) -> Iterator[Machine]:
-    """A node on loopback while the context lasts."""
-    ports = ["--port", str(free_port()), "--dashboard-port", str(free_port())]
-    done = machine.run("cluster", "up", "--workers", str(workers), *ports, "--json")
+def cluster(machine: Machine, workers: int, host: str | None = None) -> Iterator[Machine]:
+    """A node while the context lasts, on loopback if no address is given."""
+    where = ["--port", str(free_port()), "--dashboard-port", str(free_port())]
+    where += ["--host", host] if host else []
+    done = machine.run("cluster", "up", "--workers", str(workers), *where, "--json")
     try:
         assert done.returncode == 0, done.stderr
         yield machine

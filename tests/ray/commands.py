@@ -18,7 +18,7 @@ import psutil
 from prismrec.data.world import write_world
 
 PROGRAM = str(Path(sys.executable).with_name("prismrec"))
-DEADLINE_S = 150
+DEADLINE_S = 240
 ROWS, DAYS = 8_000, 6
 
 RECIPE = """

@@ -16,7 +16,7 @@ from tests.ray import commands
 from tests.ray.commands import Home
 from tests.ray.ledger import every_row_once
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

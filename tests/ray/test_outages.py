@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -96,13 +97,9 @@ def test_a_full_disk_costs_the_save_and_nothing_else(
     run = at.run()
     commands.await_step(run, 6)
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"0" * 65536)
-                file.flush()
-        except OSError:
-            pass
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 65536)
     code, out, err = commands.finish(process)
     assert (code, out) == (2, ""), err
     said = [line for line in err.splitlines() if line.startswith("error: ")]

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from prismrec.cluster.network import addresses, is_loopback
 from tests.ray import commands
 from tests.ray.clusters import DEADLINE_S, Machine, cluster, free_port
 from tests.ray.commands import Home
@@ -173,33 +173,45 @@ def planted_stack(directory: Path) -> dict[str, str]:
 def test_another_stack_is_refused_with_both_lists(
     machine: Machine, at: Home, tmp_path: Path
 ) -> None:
-    old = planted_stack(tmp_path / "old")
-    sender = Machine(machine.state, old)
+    sender = Machine(machine.state, planted_stack(tmp_path / "old"))
     done = sender.run("submit", str(at.recipe), "--follow")
     assert done.returncode == 2, done.stdout
     assert re.search(
         r"error: node \S+: pyarrow differ from the machine that submitted: it has python .*"
         r"pyarrow 25\.0\.1; the machine that submitted has python .*pyarrow 14\.0\.2", done.stdout
     )  # fmt: skip
-    other = Machine(tmp_path / "other/state", old)
-    other.state.mkdir(parents=True, mode=0o700)
-    (other.state / "auth_token").write_text(machine.token())
-    (other.state / "auth_token").chmod(0o600)
-    address = machine.node()["address"]
-    joined = other.run("cluster", "join", address, "--workers", "1")
-    assert joined.returncode == 0, joined.stderr
-    try:
-        done = machine.run("train", str(at.recipe), "--address", "auto")
-        assert done.returncode == 2
-        assert re.search(
-            r"error: node 127\.0\.0\.1: pyarrow differ from this machine: it has python .*"
-            r"pyarrow 14\.0\.2; this machine has python .*pyarrow 25\.0\.1", done.stderr
-        )  # fmt: skip
-    finally:
-        assert other.run("cluster", "down").returncode == 0
-    deadline = time.monotonic() + DEADLINE_S
-    while len(json.loads(machine.run("cluster", "status", "--json").stdout)["nodes"]) > 1:
-        assert time.monotonic() < deadline
+    there = machine.node()["address"]
+    alone = Machine(tmp_path / "alone/state")
+    alone.state.mkdir(parents=True, mode=0o700)
+    (alone.state / "auth_token").write_text(machine.token())
+    (alone.state / "auth_token").chmod(0o600)
+    done = alone.run("cluster", "join", there)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: join: {there} is on loopback, and such a cluster is of")
+
+
+def test_a_node_of_another_stack_is_refused(at: Home, tmp_path: Path) -> None:
+    outer = [own[0] for own in addresses().values() if not is_loopback(own[0])]
+    if not outer:
+        pytest.skip("this machine has no address but loopback")
+    head = Machine(tmp_path / "head/state")
+    other = Machine(tmp_path / "other/state", planted_stack(tmp_path / "old"))
+    for each in (head, other):
+        each.state.mkdir(parents=True, mode=0o700)
+    with cluster(head, 1, outer[0]):
+        (other.state / "auth_token").write_text(head.token())
+        (other.state / "auth_token").chmod(0o600)
+        joined = other.run("cluster", "join", head.node()["address"], "--workers", "1")
+        try:
+            assert joined.returncode == 0, joined.stderr
+            done = head.run("train", str(at.recipe), "--address", "auto")
+        finally:
+            assert other.run("cluster", "down").returncode == 0
+    assert done.returncode == 2
+    assert re.search(
+        rf"error: node {re.escape(outer[0])}: pyarrow differ from this machine: it has python .*"
+        r"pyarrow 14\.0\.2; this machine has python .*pyarrow 25\.0\.1", done.stderr
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -237,7 +249,15 @@ def test_a_password_in_the_tracking_uri_stays_in_the_run(
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: tracking.uri: holds a password or a key, which every")
     assert PLANTED not in refused.stderr
-    done = machine.run("train", str(at.recipe), change, "--address", "auto", "--json")
+    refused = machine.run("train", str(at.recipe), change, "--address", "auto")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(
+        "error: tracking.uri: holds a password or a key on the command"
+    )
+    assert PLANTED not in refused.stderr
+    recipe = at.directory / "secret.toml"
+    recipe.write_text(re.sub("uri = .*", f'uri = "{uri}"', at.recipe.read_text()))
+    done = machine.run("train", str(recipe), "--address", "auto", "--json")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["tracking"] == f"http://127.0.0.1:{server}"

@@ -59,12 +59,11 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Train a model, evaluate it, and register its inference copy."""
-    from prismrec.config import load
     from prismrec.jobs.train import Options
 
     changes = _changes(overrides, workers, address)
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
-    train_and_show(load(recipe, changes), options, as_json)
+    train_and_show(load_for_run(recipe, changes), options, as_json)
 
 
 def train_and_show(recipe: Recipe, options: Options, as_json: bool) -> None:
@@ -93,13 +92,13 @@ def online(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Train on files as they arrive, window by window, and publish versions of the model."""
-    from prismrec.config import load
     from prismrec.jobs.online import run_online
     from prismrec.jobs.train import Options, RunStopped
 
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
     try:
-        result = run_online(load(recipe, _changes(overrides, workers, address)), options)
+        changes = _changes(overrides, workers, address)
+        result = run_online(load_for_run(recipe, changes), options)
     except RunStopped as stopped:
         output.note(stopped.message)
         raise typer.Exit(stopped.exit_code) from None
@@ -123,6 +122,17 @@ def online(  # noqa: PLR0913 - the options of a command are its arguments
     )
     output.note(f"run         {document['run']} in {document['directory']}")
     output.note(f"look at it  mlflow ui --backend-store-uri {document['tracking']}")
+
+
+def load_for_run(recipe: Path, changes: list[str]) -> Recipe:
+    """A recipe with overrides; where it runs on a cluster, none of them may hold a password."""
+    from prismrec.config import load
+    from prismrec.jobs.submit import check_command_line
+
+    loaded = load(recipe, changes)
+    if loaded.workers.address is not None:
+        check_command_line(changes)
+    return loaded
 
 
 def _changes(overrides: list[str] | None, workers: int | None, address: str | None) -> list[str]:

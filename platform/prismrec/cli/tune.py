@@ -44,10 +44,12 @@ def tune(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Search values of a recipe's keys: train trials, stop the weak ones, register the best."""
+    from prismrec.jobs.submit import check_command_line
     from prismrec.jobs.tune.search import Asked, Options, run_search
 
     changes = [*(overrides or [])]
     if address is not None:
+        check_command_line(changes)
         changes.append(f'workers.address="{address}"')
     options = Options(trials, at_once, grace, reduction, resume, is_verbose(context))
     document = run_search(Asked(recipe, tuple(changes), space), options)
