@@ -19,7 +19,7 @@ from tests.helpers import build_rows
 from tests.ray.commands import PROGRAM, await_, environment
 from tests.unit.data_build.test_build import RECIPE, check
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def digests(out: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 from prismrec.cluster.stack import stack_versions
 from tests.ray.clusters import Machine, cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
