@@ -54,10 +54,12 @@ def artifact_location(uri: str) -> str | None:
 def quiet_mlflow() -> None:
     """Keep MLflow and its migrations to warnings, and let it report its use to nobody.
 
-    Settings that the user has made in the environment stand.
+    Settings that the user has made in the environment stand, but for one that would show passwords.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Whatever the user has set: what it prints is the tracking URI with its password.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.WARNING)
