@@ -106,12 +106,13 @@ def join(address: str, options: Options) -> state.Node:
             f"join: this machine has no token of the cluster; copy the token file of the machine "
             f"that ran `prismrec cluster up` to {state.token_file()} (mode 600)"
         )
+    seen = _seen_from(head, port)
     if is_loopback(head):
         raise UserError(
             f"join: {head}:{port} is on loopback, and such a cluster is of one machine; start it with "
             "`prismrec cluster up --host ADDRESS`, and join at that address"
         )
-    host = options.host or _seen_from(head, port)
+    host = options.host or seen
     interface = _interface(options, host)
     pid, files = _start(host, options, [f"--address={head}:{port}"])
     return _remember("worker", f"{head}:{port}", host, "", interface, (pid, files))

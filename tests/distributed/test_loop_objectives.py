@@ -13,7 +13,6 @@ import torch
 
 from prismrec.checkpoint.manifest import read_manifest
 from prismrec.jobs.publish import bundle_of_checkpoint, read_held_out
-from prismrec.serving.columns import to_arrow
 from prismrec.serving.inference import InferenceModel
 from prismrec.serving.parity import check_parity
 from prismrec.train.calibration import FILE, read_maps
@@ -185,7 +184,7 @@ def test_the_inference_copy_says_what_the_trainer_says(
     if case == "exposures":
         x = np.nan_to_num(held_out.columns["x"].to_numpy(zero_copy_only=False))
         weights = np.clip(1 / np.maximum(x + 1, 1), 0.2, 1)
-        lifted = model._log_propensity(to_arrow(held_out.columns, model.columns), len(logits))
+        lifted = model._log_propensity(model.sides(held_out.columns, {}))
         np.testing.assert_allclose(lifted[:, 0], np.log(weights), rtol=1e-5, atol=1e-6)
         assert (lifted[:, 1] == 0).all()
 

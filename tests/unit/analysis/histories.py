@@ -111,7 +111,7 @@ def opened(
             part = rows.slice(start, batch)
             arrays = {each: one_array(part.column(each)) for each in wanted}
             with torch.no_grad():
-                inputs, fields = model.inputs({each: arrays[each] for each in model.columns})
+                inputs, fields = model.inputs(model.sides(arrays, {}))
             of_tasks = torch.tensor([arrays[each].to_pylist() for each in labels])
             of_fields = {
                 each: FieldRows(found.rows, found.lengths)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from prismrec.analysis.subject import FieldRows, Sample, Subject
-from prismrec.serving import columns as raw
 from tests.unit.serving.world import make_world, random_raw
 
 
@@ -41,7 +40,7 @@ def make_subject(
         for start in range(0, rows, batch):
             part = {name: values[start : start + batch] for name, values in columns.items()}
             with torch.no_grad():
-                inputs, fields = model.inputs(raw.to_arrow(part, model.columns))
+                inputs, fields = model.inputs(model.sides(part, {}))
             of_fields = {
                 name: FieldRows(each.rows, each.lengths)
                 for name, each in zip(model.spec.fields, fields, strict=True)
