@@ -43,7 +43,7 @@ def test_a_stopped_worker_ends_a_run_without_ray_with_a_sentence(
     assert (code, out) == (2, "")
     (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "the workers hang: no step was finished in 4 s after step " in said
-    assert " gave no sign of life (its process is stopped or gone, on " in said
+    assert " gave no sign of life" in said  # and on which machine, if it ever said
     assert f"{run}/log/rank-*.log; --resume goes on from the last checkpoint" in said
     says_what_hung(run, int(said.partition("; rank ")[2][0]))
     assert not victim.is_running()
