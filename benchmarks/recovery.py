@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,39 +26,18 @@ import psutil
 
 from benchmarks.machine import machine, sentence
 from prismrec.data.world import write_world
+from tests.ray import commands
+from tests.ray.commands import Home
 
 DEADLINE_S = 600
-RECIPE = """
-name = "recovery"
-out = "{here}/runs"
-tasks = [{{ name = "like", label = "like" }}]
-[data]
-path = "{data}"
-global_batch_size = 64
-lanes = 4
-[data.splits]
-train = ["day <= 3"]
-[features]
-sparse = ["user_id", "item_id", "category"]
-dense = ["x1", "x2"]
-[embedding]
-dim = 8
-[model]
-name = "dcnv2"
-hidden = [16]
-[train]
-precision = "fp32"
-epochs = 30
-log_every = 1
-hang_timeout_s = 10
-[checkpoint]
-every_steps = 20
-[tracking]
-uri = "sqlite:///{here}/mlflow.db"
-registry_name = ""
-[workers]
-count = 2
-"""
+CHANGES = (
+    "data.global_batch_size=64",
+    "train.epochs=30",
+    "train.log_every=1",
+    "train.hang_timeout_s=10",
+    "checkpoint.every_steps=20",
+)
+"""Of the small recipe of the tests."""
 
 Disturb = Callable[[psutil.Process], None]
 
@@ -138,34 +115,33 @@ def measure(case: Case, directory: Path, data: Path) -> Recovery:
     Raises:
         RuntimeError: the run made no progress in time.
     """
-    (directory / "recovery.toml").write_text(RECIPE.format(here=directory, data=data))
-    run = _start(directory, case)
+    at = commands.home(directory, data)
+    run = _start(at, case)
     events = _Events(directory)
     try:
         events.await_(lambda: events.newest >= 50, run)
-        before, at = events.newest, time.time()
+        before, then = events.newest, time.time()
         case.disturb(psutil.Process(run.pid))
         if case.resumes:
             run.wait(DEADLINE_S)
-            run = _start(directory, case, "--resume")
-        events.await_(lambda: events.past(before, at) is not None, run)
+            run = _start(at, case, "--resume")
+        events.await_(lambda: events.past(before, then) is not None, run)
     finally:
         if run.poll() is None:
             everything(psutil.Process(run.pid))
             run.wait()
-    back, past, first = events.back(at), events.past(before, at), events.first(at)
+    back, past, first = events.back(then), events.past(before, then), events.first(then)
     assert past is not None
-    last = max(events.newest_before(at), before)
-    return Recovery(back - at, past - at, max(0, last - first + 1))
+    last = max(events.newest_before(then), before)
+    return Recovery(back - then, past - then, max(0, last - first + 1))
 
 
-def _start(directory: Path, case: Case, *more: str) -> subprocess.Popen[bytes]:
-    program = str(Path(sys.executable).with_name("prismrec"))
-    with (directory / "out.txt").open("ab") as said:
+def _start(at: Home, case: Case, *more: str) -> subprocess.Popen[bytes]:
+    with (at.directory / "out.txt").open("ab") as said:
         return subprocess.Popen(
-            [program, "train", str(directory / "recovery.toml"), *case.options, *more],
-            cwd=directory,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [commands.PROGRAM, "train", str(at.recipe), *CHANGES, *case.options, *more],
+            cwd=at.directory,
+            env=commands.environment(),
             stdout=said,
             stderr=said,
         )
@@ -178,7 +154,7 @@ class _Events:
         self._directory = directory
 
     def _all(self) -> list[dict[str, Any]]:
-        paths = list(self._directory.glob("runs/recovery-*/events.jsonl"))
+        paths = list(self._directory.glob("runs/*/events.jsonl"))
         lines = paths[0].read_text().splitlines(keepends=True) if paths else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 

@@ -62,7 +62,8 @@ def run(data: Path, ranks: int, batch: int, steps: int, out: Path) -> dict[str, 
 
 def train(path: Path) -> dict[str, Any]:
     """Train a recipe on plain processes of this machine."""
-    from prismrec.jobs.train import Options, run_training
+    from prismrec.jobs.run import Options
+    from prismrec.jobs.train import run_training
 
     result = run_training(from_dict(json.loads(path.read_text())), Options(use_ray=False))
     return {"rows_per_second": result.examples_per_second}

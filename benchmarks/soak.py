@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,46 +26,21 @@ import psutil
 
 from benchmarks.machine import machine, sentence
 from prismrec.data.world import write_world
+from tests.ray import commands
 
 MIB = 2**20
 MOST_GROWTH_MIB = 1.0
 """Of resident memory in 1,000 steps."""
 _PAUSE_S = 0.4
-RECIPE = """
-name = "soak"
-out = "{here}/runs"
-tasks = [{{ name = "like", label = "like" }}]
-[data]
-path = "{here}/data"
-global_batch_size = 256
-lanes = 4
-[data.splits]
-train = ["day <= 4"]
-valid = ["day == 5"]
-[features]
-sparse = ["user_id", "item_id", "category"]
-dense = ["x1", "x2"]
-[embedding]
-num_sets = 2
-dim = 8
-[model]
-name = "dcnv2"
-hidden = [16]
-[train]
-precision = "fp32"
-epochs = 1000000
-steps = {steps}
-log_every = 100
-[checkpoint]
-every_steps = {every}
-[evaluate]
-every_steps = {every}
-bootstrap = 0
-[tracking]
-uri = "sqlite:///{here}/mlflow.db"
-[workers]
-count = 2
-"""
+CHANGES = (
+    'data.splits={train=["day <= 4"], valid=["day == 5"]}',
+    "data.global_batch_size=256",
+    "embedding.dim=8",
+    "model.hidden=[16]",
+    "train.epochs=1000000",
+    "train.log_every=100",
+)
+"""Of the small recipe of the tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +124,23 @@ def soak(directory: Path, steps: int, every: int) -> dict[str, list[Look]]:
         RuntimeError: the run failed.
     """
     write_world(directory / "data", 40_000, 7, 1)
-    (directory / "soak.toml").write_text(RECIPE.format(here=directory, steps=steps, every=every))
-    program = str(Path(sys.executable).with_name("prismrec"))
+    at = commands.home(directory, directory / "data")
+    lengths = (
+        f"train.steps={steps}",
+        f"checkpoint.every_steps={every}",
+        f"evaluate.every_steps={every}",
+    )
     with (directory / "out.txt").open("w") as said:
         run = subprocess.Popen(
-            [program, "train", str(directory / "soak.toml"), "--no-ray"],
+            [commands.PROGRAM, "train", str(at.recipe), "--no-ray", *CHANGES, *lengths],
             cwd=directory,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=commands.environment(),
             stdout=said,
             stderr=subprocess.STDOUT,
         )
         looks: dict[str, list[Look]] = {}
         while run.poll() is None:
-            step = _saved(directory)
+            step = max(map(_saved, at.runs()), default=0)
             if 0 < step < steps:  # afterwards the model is exported and registered
                 for name, look in _looks(run.pid, step):
                     looks.setdefault(name, []).append(look)
@@ -172,10 +150,9 @@ def soak(directory: Path, steps: int, every: int) -> dict[str, list[Look]]:
     return looks
 
 
-def _saved(directory: Path) -> int:
+def _saved(run: Path) -> int:
     """The newest step whose checkpoint is whole."""
-    found = directory.glob("runs/soak-*/checkpoints/step-*/manifest.json")
-    return max((int(p.parent.name[5:13]) for p in found if ".tmp" not in p.parent.name), default=0)
+    return max(commands.saved_steps(run), default=0)
 
 
 def _looks(pid: int, step: int) -> Iterator[tuple[str, Look]]:

@@ -13,8 +13,9 @@ from prismrec.jobs.analyze import Request
 from prismrec.jobs.analyze import analyze as analyze_models
 from prismrec.jobs.evaluate import evaluate_model, predict_data
 from prismrec.jobs.plan import Machines, plan_recipe
+from prismrec.jobs.run import Options
 from prismrec.jobs.semantic_ids import make_semantic_ids
-from prismrec.jobs.train import Options, Result, run_training
+from prismrec.jobs.train import Result, run_training
 
 
 def train(recipe: Recipe, *, ray: bool = True, resume: bool = False) -> Result:

@@ -11,7 +11,8 @@ from prismrec.config import load
 from prismrec.data.world import write_world
 from prismrec.data.world_truth import best_auc
 from prismrec.jobs.evaluate import predict_data
-from prismrec.jobs.train import Options, run_training
+from prismrec.jobs.run import Options
+from prismrec.jobs.train import run_training
 
 DAYS, SEED = 7, 1
 

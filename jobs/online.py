@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
-from prismrec.config import Recipe, UserError, flatten
+from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
-from prismrec.config.machine import threads_asked
 from prismrec.config.redact import without_password
 from prismrec.data.arrivals import Arrivals
-from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.periods import Office, Publisher, draw_windows
-from prismrec.jobs.progress import console_of_stderr, shown_progress
-from prismrec.jobs.train import (
-    Options,
-    check_machines,
-    open_tracker,
-    outcome_of,
-    resumable,
-    run_ended,
-    with_absolute_data,
-)
+from prismrec.jobs.run import Options, begun, outcome_of, run_ended
+from prismrec.jobs.train import check_machines, with_absolute_data
 from prismrec.train.initial import check_start
-from prismrec.train.interrupts import signals_ask, signals_end
 from prismrec.train.periods import PeriodFiles
-from prismrec.train.quiet import library_output
-from prismrec.train.run_files import RunFiles, latest_run, new_run
+from prismrec.train.run_files import RunFiles
 
 _REGISTERED = "versions registered so far stay"
 
@@ -80,41 +66,16 @@ def run_online(recipe: Recipe, options: Options) -> OnlineResult:
     arrivals = _checked(recipe)
     if not options.resume:
         check_start(recipe, arrivals.source({}))
-    files = latest_run(recipe) if options.resume else new_run(recipe)
-    if options.resume:
-        recipe = resumable(recipe, files)
-        files.begin()
-    own = nullcontext(options.console) if options.console else console_of_stderr()
-    with (
-        own as console,
-        signals_end(),
-        library_output(files.directory / "log" / "driver.log", verbose=options.verbose),
-    ):
-        tracker = open_tracker(recipe, files)
-        files.record({"run": tracker.run_id, "data": recipe.data.path})
-        tracker.sample_system()
-        tracker.log_parameters(flatten(recipe))
-        office = Office(recipe, PeriodFiles(files.directory), tracker, console)
-        order = {
-            "directory": str(files.directory),
-            "attempt": token_hex(4),
-            "verbose": options.verbose,
-            "tracking": {"base": str(Path.cwd()), "run": tracker.run_id},
-            "modules": str(Path.cwd()),
-            "threads": threads_asked(),
-            "online": True,
-        }
-        with run_ended(tracker, files, _REGISTERED):
-            with (
-                Publisher(office),
-                shown_progress(files.events, console, recipe.task_names),
-                signals_ask(files.stop()),
-            ):
-                (run_on_ray if options.use_ray else run_locally)(recipe, files, order)
+    with begun(recipe, options, {}) as run:
+        office = Office(run.recipe, PeriodFiles(run.files.directory), run.tracker, run.console)
+        with run_ended(run.tracker, run.files, _REGISTERED):
+            with Publisher(office):
+                run.work({"online": True})
             draw_windows(office)
-            outcome = outcome_of(files, _REGISTERED)
+            outcome = outcome_of(run.files, _REGISTERED)
     periods = [each.published() for each in office.files.periods() if each.is_published]
-    return OnlineResult(files, tracker.run_id, outcome, periods, without_password(tracker.uri))
+    uri = without_password(run.tracker.uri)
+    return OnlineResult(run.files, run.tracker.run_id, outcome, periods, uri)
 
 
 def _checked(recipe: Recipe) -> Arrivals:

@@ -184,3 +184,11 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The worker processes that a driver without Ray has started."""
     found = psutil.Process(process.pid).children()
     return [each for each in found if "spawn_main" in " ".join(each.cmdline())]
+
+
+def is_ours(err: str) -> None:
+    """Where nobody watches, a run says one line per evaluation and nothing else."""
+    (line,) = err.splitlines()
+    assert line.startswith("step ")
+    assert " test: like auc " in line
+    assert line.isprintable()

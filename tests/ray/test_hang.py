@@ -14,11 +14,6 @@ from tests.ray.ledger import every_row_once
 TIMEOUT = "train.hang_timeout_s=4"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
 def says_what_hung(run: Path, silent: int) -> None:
     """The log of the rank that lived has its stacks and its newest batch."""
     log = (run / "log" / f"rank-{1 - silent:05d}.log").read_text()

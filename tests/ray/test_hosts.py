@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,20 +27,6 @@ pytestmark = [
     pytest.mark.skipif(bool(why_impossible()), reason=why_impossible() or "possible"),
 ]
 SECONDS = 400
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Any]:
-    """Test metrics of a run on one machine that nobody touched."""
-    at = commands.home(tmp_path_factory.mktemp("undisturbed"), data)
-    code, out, err = commands.train(at, "--json", "--no-ray")
-    assert code == 0, err
-    return dict(json.loads(out)["test"])
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +47,6 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
         assert first.run(PROGRAM, "cluster", "down").returncode == 0
         assert second.run(PROGRAM, "cluster", "down").returncode == 0
         assert (first.pids(), second.pids()) == ([], [])
-
-
-@pytest.fixture
-def at(tmp_path: Path, data: Path) -> Home:
-    return commands.home(tmp_path, data)
 
 
 def join(host: Host, address: str) -> None:

@@ -19,41 +19,12 @@ from tests.ray.ledger import every_row_once
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Any]:
-    """Test metrics of a run that nobody touched."""
-    at = commands.home(tmp_path_factory.mktemp("undisturbed"), data)
-    code, out, err = commands.train(at, "--json", "--no-ray")
-    assert code == 0, err
-    is_ours(err)
-    every_row_once(at)
-    return dict(json.loads(out)["test"])
-
-
-@pytest.fixture
-def at(tmp_path: Path, data: Path) -> Home:
-    return commands.home(tmp_path, data)
-
-
 def status(at: Home) -> tuple[str, int]:
     """How MLflow says the only run ended, and how many models are registered."""
     uri = f"sqlite:///{at.directory}/mlflow.db"
     client = MlflowClient(uri, registry_uri=uri)
     facts = json.loads((at.run() / "run.json").read_text())
     return client.get_run(facts["run"]).info.status, len(client.search_registered_models())
-
-
-def is_ours(err: str) -> None:
-    """Where nobody watches, a run says one line per evaluation and nothing else."""
-    (line,) = err.splitlines()
-    assert line.startswith("step ")
-    assert " test: like auc " in line
-    assert line.isprintable()
 
 
 def has_stopped(at: Home, ended: tuple[int, str, str], name: str) -> None:
@@ -79,7 +50,7 @@ def test_a_killed_worker_costs_nothing(at: Home, undisturbed: dict[str, Any]) ->
     killed_at = max(commands.saved_steps(run))
     code, out, err = commands.finish(process)
     assert code == 0, err
-    is_ours(err)
+    commands.is_ours(err)
     steps = [e["step"] for e in events(run) if e["event"] == "metrics"]
     assert killed_at < max(steps) // 2, "the worker was not killed in the first epoch"
     assert len([e for e in events(run) if e["event"] == "parameters"]) == 2

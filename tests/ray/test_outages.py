@@ -28,20 +28,6 @@ from tests.ray.ledger import every_row_once
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Any]:
-    """Test metrics of a run that nobody touched."""
-    at = commands.home(tmp_path_factory.mktemp("undisturbed"), data)
-    code, out, err = commands.train(at, "--json", "--no-ray")
-    assert code == 0, err
-    return dict(json.loads(out)["test"])
-
-
 def kill_all(process: subprocess.Popen[str]) -> None:
     """End a run and everything it started, as a machine does that loses power."""
     below = psutil.Process(process.pid).children(recursive=True)

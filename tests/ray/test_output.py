@@ -37,11 +37,6 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 OURS = re.compile(r"(starting workers|training) .*|step \d+ (valid|test): .*")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
 def read_all(descriptor: int) -> str:
     parts = []
     while True:

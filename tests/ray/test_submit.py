@@ -34,21 +34,11 @@ print(json.dumps([torch.__file__, prismrec.__file__, prismrec.jobs.train.__file_
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     secret = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": PLANTED}
     place = tmp_path_factory.mktemp("cluster") / "state"
     with cluster(Machine(place, secret), 2):
         yield Machine(place)  # who submits has no secret in the environment
-
-
-@pytest.fixture
-def at(tmp_path: Path, data: Path) -> Home:
-    return commands.home(tmp_path, data)
 
 
 def relative(at: Home) -> str:

@@ -129,8 +129,8 @@ def run_job(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `prismrec submit` ships.")],
 ) -> None:
     """Run what was submitted; the cluster calls this on one of its nodes."""
+    from prismrec.jobs.run import Options
     from prismrec.jobs.submit import read_job
-    from prismrec.jobs.train import Options
 
     job = read_job(file)
     job.enter()

@@ -13,7 +13,7 @@ from prismrec.config.train import DEFAULT_TRACKING_URI as DEFAULT_URI
 
 if TYPE_CHECKING:
     from prismrec.config import Recipe
-    from prismrec.jobs.train import Options
+    from prismrec.jobs.run import Options
 
 TRAIN_EXAMPLE = (
     "Example: prismrec train jobs/recipes/kuairand_me_dcnv2.toml data.path=out/kuairand --workers 2"
@@ -59,7 +59,7 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Train a model, evaluate it, and register its inference copy."""
-    from prismrec.jobs.train import Options
+    from prismrec.jobs.run import Options
 
     changes = _changes(overrides, workers, address)
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
@@ -68,7 +68,8 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
 
 def train_and_show(recipe: Recipe, options: Options, as_json: bool) -> None:
     """Train and print the result; a run that a signal stopped leaves with 128 and its number."""
-    from prismrec.jobs.train import RunStopped, run_training
+    from prismrec.jobs.run import RunStopped
+    from prismrec.jobs.train import run_training
 
     try:
         result = run_training(recipe, options)
@@ -93,7 +94,7 @@ def online(  # noqa: PLR0913 - the options of a command are its arguments
 ) -> None:
     """Train on files as they arrive, window by window, and publish versions of the model."""
     from prismrec.jobs.online import run_online
-    from prismrec.jobs.train import Options, RunStopped
+    from prismrec.jobs.run import Options, RunStopped
 
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
     try:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +35,7 @@ from prismrec.config.redact import redacted
 from prismrec.data.schema import DataSchema
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.models.calibration import LogitMap
+from prismrec.serving.draft import appearing
 from prismrec.serving.tables import TableType, encode_table
 
 FORMAT = 1
@@ -141,20 +140,13 @@ def write_bundle(out: Path, source: BundleSource, table_type: TableType) -> Path
     """
     if out.exists():
         raise UserError(f"{out}: already there; choose another place for the inference copy")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with appearing(out) as draft:
         _write_tables(draft, source, table_type)
         save_file(_plain(source.head), draft / HEAD)
         for file in source.copies:
             shutil.copyfile(file, draft / file.name)
         manifest = _manifest(draft, source, table_type)
         (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
-        draft.chmod(0o755)  # mkdtemp makes it private to its owner
-        os.replace(draft, out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return out
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from pyarrow import fs
 
 from prismrec.config import UserError, nearest
 from prismrec.data.source import resolve_filesystem
+from prismrec.serving.draft import appearing
 from prismrec.serving.inference import InferenceModel
 
 Progress = Callable[[int, int], None]
@@ -60,9 +59,7 @@ def predict_parquet(
     for name in model.columns:
         if name not in names:
             raise UserError(f"{data_path}: column '{name}' is missing; {nearest(name, names)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with appearing(out) as draft:
         job = _Job(model, dataset.schema, carried, batch_rows)
         done, total = 0, dataset.count_rows() if progress else 0
         for fragment in sorted(dataset.get_fragments(), key=lambda each: each.path):
@@ -70,13 +67,6 @@ def predict_parquet(
                 done += rows
                 if progress:
                     progress(done, total)
-        draft.chmod(0o755)  # mkdtemp makes it private to its owner
-        if out.exists():
-            out.rmdir()
-        os.replace(draft, out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return done
 
 

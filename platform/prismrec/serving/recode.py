@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -23,6 +21,7 @@ from prismrec.serving.bundle import (
     table_file,
     table_reader,
 )
+from prismrec.serving.draft import appearing
 from prismrec.serving.tables import TableType, decode_rows, encode_table
 
 
@@ -51,9 +50,7 @@ def recode_bundle(source: Path, out: Path, table_type: TableType, dense_type: De
             f"{source}: it has {manifest.table_type} tables and a {manifest.dense_type} dense part; "
             "other types are made of an fp32 copy: give the directory of the run or checkpoint"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with appearing(out) as draft:
         for name in manifest.sha256:
             (draft / name).parent.mkdir(exist_ok=True)
             if not name.startswith("tables/"):
@@ -69,11 +66,6 @@ def recode_bundle(source: Path, out: Path, table_type: TableType, dense_type: De
             }
         )
         (draft / MANIFEST).write_text(changed.model_dump_json(indent=1) + "\n")
-        draft.chmod(0o755)  # mkdtemp makes it private to its owner
-        os.replace(draft, out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return out
 
 

@@ -7,7 +7,7 @@ import pytest
 from prismrec.config import UserError
 from prismrec.jobs.online import run_online
 from prismrec.jobs.resume import check_resumable
-from prismrec.jobs.train import Options
+from prismrec.jobs.run import Options
 from tests.helpers.runs import make_recipe
 from tests.helpers.streams import stream_recipe
 

@@ -10,7 +10,7 @@ import pytest
 
 from prismrec.config import UserError
 from prismrec.jobs.resume import check_resumable
-from prismrec.jobs.train import resumable
+from prismrec.jobs.run import resumable
 from prismrec.train.run_files import RunFiles
 from tests.helpers.runs import Start, alone, make_recipe, write_rows
 
