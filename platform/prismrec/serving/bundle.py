@@ -33,9 +33,9 @@ import prismrec
 from prismrec.config import Recipe, UserError, dump, from_dict
 from prismrec.config.redact import redacted
 from prismrec.data.schema import DataSchema
+from prismrec.data.write import staged
 from prismrec.embeddings.sets import EmbeddingSet, EmbeddingSpec, TableSpec
 from prismrec.models.calibration import LogitMap
-from prismrec.serving.draft import appearing
 from prismrec.serving.tables import TableType, encode_table
 
 FORMAT = 1
@@ -140,7 +140,7 @@ def write_bundle(out: Path, source: BundleSource, table_type: TableType) -> Path
     """
     if out.exists():
         raise UserError(f"{out}: already there; choose another place for the inference copy")
-    with appearing(out) as draft:
+    with staged(out) as draft:
         _write_tables(draft, source, table_type)
         save_file(_plain(source.head), draft / HEAD)
         for file in source.copies:

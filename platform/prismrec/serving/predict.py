@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from prismrec.config import UserError, nearest
 from prismrec.data.source import resolve_filesystem
-from prismrec.serving.draft import appearing
+from prismrec.data.write import staged
 from prismrec.serving.inference import InferenceModel
 
 Progress = Callable[[int, int], None]
@@ -59,7 +59,7 @@ def predict_parquet(
     for name in model.columns:
         if name not in names:
             raise UserError(f"{data_path}: column '{name}' is missing; {nearest(name, names)}")
-    with appearing(out) as draft:
+    with staged(out) as draft:
         job = _Job(model, dataset.schema, carried, batch_rows)
         done, total = 0, dataset.count_rows() if progress else 0
         for fragment in sorted(dataset.get_fragments(), key=lambda each: each.path):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prismrec.config import UserError
 from prismrec.data.encode.copies import with_copies
+from prismrec.data.write import staged
 from prismrec.models import spec_of
 from prismrec.serving.bundle import (
     HEAD,
@@ -21,7 +22,6 @@ from prismrec.serving.bundle import (
     table_file,
     table_reader,
 )
-from prismrec.serving.draft import appearing
 from prismrec.serving.tables import TableType, decode_rows, encode_table
 
 
@@ -50,7 +50,7 @@ def recode_bundle(source: Path, out: Path, table_type: TableType, dense_type: De
             f"{source}: it has {manifest.table_type} tables and a {manifest.dense_type} dense part; "
             "other types are made of an fp32 copy: give the directory of the run or checkpoint"
         )
-    with appearing(out) as draft:
+    with staged(out) as draft:
         for name in manifest.sha256:
             (draft / name).parent.mkdir(exist_ok=True)
             if not name.startswith("tables/"):

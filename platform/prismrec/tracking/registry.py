@@ -22,6 +22,7 @@ from mlflow.models import Model
 
 from prismrec.config import UserError, nearest
 from prismrec.config.redact import without_password, without_passwords
+from prismrec.data.write import staged
 from prismrec.serving.bundle import is_bundle, read_manifest
 from prismrec.serving.logged import pyfunc_arguments
 from prismrec.tracking.promotion import Decision, Rival, decide_promotion
@@ -303,13 +304,8 @@ class Registry:
         """
         if out.exists():
             raise UserError(f"{out}: already there; choose another directory")
-        found = self.resolve(model)
-        draft = out.with_name(f".{out.name}.draft")
-        try:
-            shutil.copytree(found.path, draft)
-            draft.rename(out)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with staged(out) as stage:
+            shutil.copytree(self.resolve(model).path, stage, dirs_exist_ok=True)
         return out
 
     def _version(self, name: str, version: str) -> ModelVersionInfo:
