@@ -240,6 +240,16 @@ def test_columns_that_do_not_fit_are_told_before_anything_is_written(
         ),
         ('prefix = "item_"', 'prefix = ""\nhow = "shuffle"', r"columns.brand: neither"),
         (
+            'stamp = { kind = "time" }',
+            'stamp = { kind = "time", source = "item_price" }',
+            r"columns.stamp: .* 'item_price' comes from a joined table; name a column of the rows",
+        ),
+        (
+            'on = "item"',
+            'on = "item_price"',
+            r"joins\[0\].on: 'item_price' is no column of the rows or of a table joined before; put",
+        ),
+        (
             'prefix = "item_"',
             'prefix = "item_"\nhow = "shuffle"',
             r"to be shuffled .*needs Ray; leave",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from prismrec.config import UserError, nearest
+from prismrec.config import UserError
 from prismrec.data.adapters.vocabulary import ValueCounts, Vocabulary
 from prismrec.data.building.files import (
     FileWritten,
@@ -170,11 +170,6 @@ def _opened(plan: BuildPlan) -> tuple[DataSource, list[OpenJoin]]:
     own = [name for name in dict.fromkeys(wanted) if name not in taken]
     everything = open_columns(plan.rows, [], "rows")
     have = {field.name: field.type for field in everything.arrow(0)}
-    for index, join in enumerate(plan.joins):
-        if join.on not in have and join.on not in taken:
-            raise UserError(
-                f"joins[{index}].on: the rows have no column '{join.on}'; {nearest(join.on, have)}"
-            )
     joins = open_joins(plan, everything)
     types = dict(have)
     for each in joins:
@@ -182,6 +177,11 @@ def _opened(plan: BuildPlan) -> tuple[DataSource, list[OpenJoin]]:
         for name, column in zip(each.join.taken, each.join.columns, strict=True):
             types[name] = arrow.field(column).type
     check_columns(plan, types)
+    if plan.time is not None and plan.read_from(plan.time) not in have:
+        raise UserError(
+            f"columns.{plan.time}: kind 'time' orders the rows before tables are joined, and "
+            f"'{plan.read_from(plan.time)}' comes from a joined table; name a column of the rows"
+        )
     return open_columns(plan.rows, own, "rows"), joins
 
 

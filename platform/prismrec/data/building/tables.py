@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prismrec.config import UserError
+from prismrec.config import UserError, nearest
 from prismrec.data.adapters.vocabulary import Vocabulary
 from prismrec.data.building.plan import BuildPlan, Join
 from prismrec.data.lookup import filtered_tables
@@ -110,12 +110,15 @@ def open_joins(plan: BuildPlan, rows: DataSource) -> list[OpenJoin]:
     """The joined tables of a plan, looked at but not read.
 
     Raises:
-        UserError: one cannot be read, a column is missing, or the types of keys differ.
+        UserError: one cannot be read, a column is missing or comes too late, or the types of keys
+            differ.
     """
     types = {field.name: field.type for field in rows.arrow(0)}
     found = []
     for index, join in enumerate(plan.joins):
         where = f"joins[{index}]"
+        if join.on not in types:
+            raise UserError(f"{where}.on: {_no_key(plan, join, types)}")
         columns = list(dict.fromkeys([join.key_column, *join.columns]))
         source = open_columns(join.path, columns, where)
         arrow = source.arrow(0)
@@ -131,6 +134,16 @@ def open_joins(plan: BuildPlan, rows: DataSource) -> list[OpenJoin]:
             types[name] = arrow.field(column).type
         found.append(OpenJoin(join, where, source, _decoded_size(source, columns)))
     return found
+
+
+def _no_key(plan: BuildPlan, join: Join, types: Mapping[str, pa.DataType]) -> str:
+    """Why a join finds no column with its keys."""
+    if any(join.on in each.taken for each in plan.joins):
+        return (
+            f"'{join.on}' is no column of the rows or of a table joined before; put the table that "
+            "has it first"
+        )
+    return f"the rows have no column '{join.on}'; {nearest(join.on, types)}"
 
 
 def _family(type_: pa.DataType) -> str | None:
