@@ -282,6 +282,45 @@ def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
         build(plan, tmp_path / "out")
 
 
+def test_a_row_without_a_time_is_refused(tmp_path: Path) -> None:
+    table = build_rows.log(100)
+    stamps = pa.array([None, *table["stamp"].to_pylist()[1:]], pa.int64())
+    plan = build_rows.write(
+        tmp_path, table.set_column(table.column_names.index("stamp"), "stamp", stamps)
+    )
+    with pytest.raises(
+        UserError, match=r"a.parquet.*column 'stamp' of kind 'time' is null in 1 rows.*; give them"
+    ):
+        build(plan, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("kind", ["number", "label"])
+def test_a_timestamp_is_no_number(tmp_path: Path, kind: str) -> None:
+    table = build_rows.log(100).append_column("when", pa.array(range(100), pa.timestamp("ms")))
+    plan = build_rows.write(tmp_path, table)
+    text = plan.read_text().replace("amount = {", f'when = {{ kind = "{kind}" }}\namount = {{')
+    plan.write_text(text)
+    with pytest.raises(
+        UserError, match=rf"columns.when: 'when' has type timestamp\[ms\].*kind '{kind}'"
+    ):
+        build(plan, tmp_path / "out")
+
+
+def test_keys_may_be_wider_than_those_of_the_table(tmp_path: Path) -> None:
+    table = build_rows.log()
+    wide = table["item"].cast(pa.int64()).to_numpy().copy()
+    wide[wide >= build_rows.ITEMS] += 2**31  # those that no table has
+    plan = build_rows.write(tmp_path, table.set_column(2, "item", pa.array(wide)))
+    plan.write_text(plan.read_text().replace("num_ids = 100", 'vocabulary = "item"'))
+    narrow = build_rows.items().cast(
+        pa.schema([("id", pa.int32()), ("brand", pa.string()), ("price", pa.int64())])
+    )
+    pq.write_table(narrow, tmp_path / "items" / "items.parquet")
+    (join,) = build(plan, tmp_path / "out")["joins"]
+    assert join["unmatched"] == int((wide >= 2**31).sum()) > 0
+
+
 def test_a_wrong_value_in_the_last_row_leaves_the_data_set_that_was_there(tmp_path: Path) -> None:
     plan = build_rows.write(tmp_path, build_rows.log())
     build(plan, tmp_path / "out")

@@ -48,7 +48,7 @@ class Rows:
         """Some columns of a row group, those that key its joins among them, and its places.
 
         Raises:
-            UserError: the row group cannot be decoded, or a time is none.
+            UserError: the row group cannot be decoded, or a time is null or no whole number.
         """
         joined = {name for each in self.lookups for name in each.columns.column_names}
         wanted = list(columns) if self.time is None else [*columns, self.time]
@@ -75,8 +75,13 @@ class Rows:
     def _times(self, table: pa.Table, group: int) -> Ints:
         if self.time is None:
             return np.zeros(table.num_rows, np.int64)
-        column = one_array(table.column(self.time))
-        return ints(_whole_times(column, self.time, self.source.where(group)), NO_KEY)
+        column, where = one_array(table.column(self.time)), self.source.where(group)
+        if column.null_count:
+            raise UserError(
+                f"{where}: column '{self.time}' of kind 'time' is null in {column.null_count} rows, "
+                "which have no place in the order; give them a time or leave them out"
+            )
+        return ints(_whole_times(column, self.time, where), NO_KEY)
 
 
 def columns_read(plan: BuildPlan) -> list[str]:
@@ -197,7 +202,17 @@ def check_columns(plan: BuildPlan, types: Mapping[str, pa.DataType]) -> None:
         if is_text and not each.vocabulary and each.kind != "other":
             how = "set a vocabulary" if each.kind in ("id", "ids") else "correct its kind"
             raise UserError(f"columns.{name}: '{source}' is text, kind is '{each.kind}'; {how}")
+        if each.kind in ("number", "numbers", "label") and not _is_number(inner):
+            raise UserError(
+                f"columns.{name}: '{source}' has type {type_}, which is no number as kind "
+                f"'{each.kind}' needs it; correct its kind or the column"
+            )
     _check_vocabularies(plan, types)
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    is_any = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    return pa.types.is_null(type_) or any(check(type_) for check in is_any)
 
 
 def _check_vocabularies(plan: BuildPlan, types: Mapping[str, pa.DataType]) -> None:
