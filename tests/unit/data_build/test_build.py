@@ -360,6 +360,29 @@ def test_shares_part_rows_by_time(tmp_path: Path) -> None:
     assert build(plan, tmp_path / "out")["splits"] == {"train": 4200, "valid": 1200, "test": 600}
 
 
+@pytest.mark.parametrize(
+    ("times", "rows"), [((80_000, 98_967), 2), ((98_000, 98_020), 2), ((None, 98_967), 2)]
+)
+def test_a_split_of_few_rows_beside_the_sample_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: tuple[int | None, int], rows: int
+) -> None:
+    monkeypatch.setattr(building, "SAMPLE_ROWS", 16)
+    table = build_rows.log()
+    stamps = table["stamp"].to_numpy()
+    valid, test = times
+    edges = [0, *(each for each in times if each is not None), 10**6]
+    names = ["train", "valid", "test"] if valid is not None else ["train", "test"]
+    wanted = dict(zip(names, np.histogram(stamps, edges)[0].tolist(), strict=True))
+    assert rows in wanted.values()
+    plan = build_rows.write(tmp_path, table)
+    text = plan.read_text().partition("[splits]")[0] + f"[splits]\ntest_from = {test}\n"
+    plan.write_text(text + (f"valid_from = {valid}\n" if valid is not None else ""))
+    assert build(plan, tmp_path / "out")["splits"] == wanted
+    plan.write_text(plan.read_text().replace(f"test_from = {test}", "test_from = 98968"))
+    with pytest.raises(UserError, match=r"'test', which starts at 98968; the times are 0 to 98967"):
+        build(plan, tmp_path / "again")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_cuts_give_every_row_one_bucket_in_order(data: st.DataObject) -> None:

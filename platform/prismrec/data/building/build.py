@@ -239,7 +239,8 @@ def _way(join: OpenJoin, plan: BuildPlan, means: Means) -> tuple[str, str]:
 def _look(shared: tuple[Rows, int], group: int) -> GroupOrder:
     rows, stride = shared
     _, keys = rows.read(group, [])
-    return group_order(keys, rows.first_row(group), stride)
+    splits = rows.plan.splits
+    return group_order(keys, rows.first_row(group), stride, splits.times if splits else ())
 
 
 def _looked_at(rows: Rows, means: Means) -> list[GroupOrder]:

@@ -76,25 +76,29 @@ class GroupOrder:
         num_rows: its rows.
         ends: places of its first and its last row in the order, two of them; none if it is empty.
         sample: places of some of its rows, evenly spread.
+        before: how many of its rows are before each of some times.
     """
 
     num_rows: int
     ends: Keys
     sample: Keys
+    before: Ints
 
 
-def group_order(keys: Keys, first: int, stride: int) -> GroupOrder:
+def group_order(keys: Keys, first: int, stride: int, times: Sequence[int] = ()) -> GroupOrder:
     """What a row group holds.
 
     Args:
         keys: places of its rows.
         first: rows of the row groups before it.
         stride: one of so many rows goes into the sample.
+        times: at which splits start, if they start at given times.
     """
     rising = keys.sorted()
     ends = rising.take(np.array([0, -1])) if len(keys) else rising
     start = (stride // 2 - first) % stride
-    return GroupOrder(len(keys), ends, rising.take(slice(start, None, stride)))
+    sample = rising.take(slice(start, None, stride))
+    return GroupOrder(len(keys), ends, sample, np.searchsorted(rising.times, times))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ def cut(groups: Sequence[GroupOrder], splits: TimeSplits | None, rows_per_bucket
     """Cut the order into splits, and these into buckets of nearly equal numbers of rows.
 
     Args:
-        groups: all row groups of the source.
+        groups: all row groups of the source; they know what is before the times of the splits.
         splits: parts by time, or None.
         rows_per_bucket: rows that a bucket should have.
 
@@ -150,7 +154,7 @@ def cut(groups: Sequence[GroupOrder], splits: TimeSplits | None, rows_per_bucket
     edges = _Edges.of(groups, sample)
     total = sum(each.num_rows for each in groups)
     scale = total / max(len(sample), 1)
-    parts = _parts(sample, splits)
+    parts = _parts(groups, sample, splits)
     buckets: list[Bucket] = []
     bounds: list[tuple[int, int]] = []
     for name, (first, end), time in parts:
@@ -223,26 +227,33 @@ class _Edges:
 
 
 def _parts(
-    sample: Keys, splits: TimeSplits | None
+    groups: Sequence[GroupOrder], sample: Keys, splits: TimeSplits | None
 ) -> list[tuple[str | None, tuple[int, int], int]]:
-    """Name, range in the sample and first time of every split, in the order of time."""
+    """Name, range in the sample and first time of every split, in the order of time.
+
+    A split that starts at a given time may have rows and none of them in the sample.
+    """
     if splits is None:
         return [(None, (0, len(sample)), 0)]
-    if splits.valid is not None or splits.test is not None:
-        times = _times_of(sample, splits.valid or 0.0, splits.test or 0.0)
+    ends = np.concatenate([each.ends.times for each in groups])
+    if splits.times:
+        times: dict[str, int | None] = {"valid": splits.valid_from, "test": splits.test_from}
+        passed = np.sum([each.before for each in groups], 0)
+        rows = np.diff([0, *passed, sum(each.num_rows for each in groups)])
     else:
-        times = {"valid": splits.valid_from, "test": splits.test_from}
+        times = _times_of(sample, splits.valid or 0.0, splits.test or 0.0)
+        rows = None
     found: list[tuple[str | None, tuple[int, int], int]] = []
-    name, first, start = "train", 0, int(sample.times[0])
+    name, first, start = "train", 0, int(ends.min())
     for next_name, time in times.items():
         if time is not None:
             place = int(np.searchsorted(sample.times, time))
             found.append((name, (first, place), start))
             name, first, start = next_name, place, time
     found.append((name, (first, len(sample)), start))
-    for name_, (low, high), time in found:
-        if low >= high:
-            span = f"{sample.times[0]} to {sample.times[-1]}"
+    for number, (name_, (low, high), time) in enumerate(found):
+        if (high - low if rows is None else rows[number]) <= 0:
+            span = f"{ends.min()} to {ends.max()}"
             raise UserError(
                 f"splits: no row would be in '{name_}', which starts at {time}; the times are {span}"
             )

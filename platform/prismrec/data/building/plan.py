@@ -104,6 +104,11 @@ class TimeSplits(Section):
             raise ValueError("valid and test together leave nothing for training; lower them")
         return self
 
+    @property
+    def times(self) -> tuple[int, ...]:
+        """Times at which the later splits start, in their order; none where shares say it."""
+        return tuple(each for each in (self.valid_from, self.test_from) if each is not None)
+
 
 class BuildPlan(Section):
     """A data set to be built."""
