@@ -75,3 +75,40 @@ def talk_over(address: str) -> str:
 def is_loopback(address: str) -> bool:
     """Whether an IP address never leaves its machine."""
     return ipaddress.ip_address(address).is_loopback
+
+
+def check_free(host: str, port: int, options: tuple[str, str]) -> None:
+    """Refuse an address that cannot be listened at.
+
+    Args:
+        host: an IP address of this machine.
+        port: the port.
+        options: what the user calls the two.
+
+    Raises:
+        UserError: it is no IP address or port, not this machine's, or taken.
+    """
+    family = _family(host, options[0])
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"{options[1]} {port}: cannot be listened at on {host} ({error}); choose another one"
+            ) from None
+
+
+def free_port(host: str) -> int:
+    """A port of an IP address of this machine that nobody listens at now."""
+    with socket.socket(_family(host, "--host")) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _family(host: str, option: str) -> socket.AddressFamily:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        raise UserError(f"{option} {host}: give an IP address such as 127.0.0.1") from None
+    return socket.AF_INET6 if version == 6 else socket.AF_INET

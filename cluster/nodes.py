@@ -22,7 +22,13 @@ from pathlib import Path
 import psutil
 
 from prismrec.cluster import state
-from prismrec.cluster.network import addresses, is_loopback, pick_interface
+from prismrec.cluster.network import (
+    addresses,
+    check_free,
+    free_port,
+    is_loopback,
+    pick_interface,
+)
 from prismrec.cluster.runtime import SETTINGS, on_loopback
 from prismrec.config import UserError
 
@@ -65,10 +71,10 @@ def up(options: Options) -> state.Node:
     _refuse_second()
     host = options.host or "127.0.0.1"
     interface = _interface(options, host)
-    _check_free(host, options.port, "--port")
-    _check_free(options.dashboard_host, options.dashboard_port, "--dashboard-port")
-    own = state.TOKEN in os.environ or state.TOKEN_PATH in os.environ
-    if not own:
+    check_free(host, options.port, ("--host", "--port"))
+    dashboard = ("--dashboard-host", "--dashboard-port")
+    check_free(options.dashboard_host, options.dashboard_port, dashboard)
+    if not state.names_token(os.environ):
         state.make_token()
     arguments = [
         "--head",
@@ -76,7 +82,7 @@ def up(options: Options) -> state.Node:
         f"--dashboard-host={options.dashboard_host}",
         f"--dashboard-port={options.dashboard_port}",
         "--include-dashboard=true",
-        f"--ray-client-server-port={_free_port(host)}",  # it has no way to be left out
+        f"--ray-client-server-port={free_port(host)}",  # it has no way to be left out
     ]
     pid, files = _start(host, options, arguments)
     shown = _url_host(options.dashboard_host)
@@ -101,7 +107,7 @@ def join(address: str, options: Options) -> state.Node:
     head, port = _parse(address)
     environment = dict(os.environ)
     state.use_token(environment)
-    if not (environment.get(state.TOKEN) or environment.get(state.TOKEN_PATH)):
+    if not state.names_token(environment):
         raise UserError(
             f"join: this machine has no token of the cluster; copy the token file of the machine "
             f"that ran `prismrec cluster up` to {state.token_file()} (mode 600)"
@@ -121,9 +127,10 @@ def join(address: str, options: Options) -> state.Node:
 def down() -> state.Node | None:
     """End the node that `up` or `join` started on this machine; None where there was none.
 
-    Processes that Ray started for it end with it, jobs and training workers among them.
+    Processes that Ray started for it end with it, jobs and training workers among them. Of a node that
+    has died, what it left is removed.
     """
-    node = state.read_node()
+    node = state.remembered_node()
     if node is not None:
         end_node(node)
     state.forget_node()
@@ -144,7 +151,7 @@ def _start(host: str, options: Options, arguments: Sequence[str]) -> tuple[int, 
         sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
         f"--node-ip-address={host}", f"--temp-dir={files}/ray",
         f"--num-cpus={options.workers or os.cpu_count() or 1}",
-        f"--dashboard-agent-listen-port={_free_port(host)}", *arguments,
+        f"--dashboard-agent-listen-port={free_port(host)}", *arguments,
     ]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -218,8 +225,11 @@ def _of_session(session: int) -> list[psutil.Process]:
 
 
 def _refuse_second() -> None:
-    node = state.read_node()
-    if node is not None:
+    """Refuse a second node; of one that has died, what it left is removed."""
+    node = state.remembered_node()
+    if node is not None and node.process() is None:
+        down()
+    elif node is not None:
         raise UserError(
             f"this machine has a node of the cluster at {node.address} already; end it with "
             f"`prismrec cluster down`, or set {state.DIRECTORY} to another directory"
@@ -267,24 +277,6 @@ def _seen_from(head: str, port: int) -> str:
             f"join: nothing answers at {head}:{port} ({error}); run `prismrec cluster up --host "
             "ADDRESS` there with an address that this machine reaches, and open its port"
         ) from None
-
-
-def _check_free(host: str, port: int, option: str) -> None:
-    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{option}: {host}:{port} cannot be listened on ({error.strerror}); give another"
-            ) from None
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _url_host(host: str) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,21 +107,26 @@ def use_token(environment: MutableMapping[str, str]) -> None:
         raise UserError(
             f"{MODE} is '{mode}': whoever reaches the cluster could run programs on it; unset it"
         )
-    if environment.get(TOKEN) or environment.get(TOKEN_PATH):
+    if names_token(environment):
         return
     path = token_file()
     if path.exists():
         environment[TOKEN_PATH] = str(_private(path))
 
 
-def has_token(environment: MutableMapping[str, str]) -> bool:
-    """Whether Ray would find a token: ours, one in the environment, or one of Ray's own."""
-    named = environment.get(TOKEN) or environment.get(TOKEN_PATH)
-    return bool(named) or (Path.home() / ".ray/auth_token").exists()
+def names_token(environment: Mapping[str, str]) -> bool:
+    """Whether an environment says which token is to be presented."""
+    return bool(environment.get(TOKEN) or environment.get(TOKEN_PATH))
 
 
 def read_node() -> Node | None:
     """The node of this machine, None where there is none or it has ended."""
+    node = remembered_node()
+    return node if node is not None and node.process() is not None else None
+
+
+def remembered_node() -> Node | None:
+    """The node that was started last on this machine and not taken down, alive or not."""
     path = _node_file()
     if not path.exists():
         return None
@@ -129,7 +134,7 @@ def read_node() -> Node | None:
         node = Node(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a state file ({error}); remove it") from None
-    return node if node.process() is not None else None
+    return node
 
 
 def write_node(node: Node) -> None:

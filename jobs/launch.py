@@ -16,7 +16,6 @@ from prismrec.cluster.runtime import ray_runtime, talk_over_node_address
 from prismrec.config import Recipe, UserError
 from prismrec.jobs.worker import work
 from prismrec.train.interrupts import take_signals
-from prismrec.train.process_group import resolve_device
 from prismrec.train.run_files import RunFiles
 
 _END_S, _EMBEDDED_END_S = 60.0, 10.0
@@ -57,7 +56,7 @@ def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stay
     from ray.train.v2.api.config import ScalingConfig  # what ray.train has, with its types
 
     counts = workers.counts
-    is_gpu = resolve_device(recipe.train.device) == "cuda"
+    is_gpu = _on_gpus(recipe.train.device)
     trainer = TorchTrainer(
         work,
         train_loop_config=order,
@@ -85,6 +84,15 @@ def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stay
     except Exception as error:
         raise _explained(error, files, order) from error
     _raise_user_error(files, order)
+
+
+def _on_gpus(wanted: str) -> bool:
+    """Whether the workers get a GPU each. `auto` looks at the cluster: the driver's machine may have none."""
+    if wanted != "auto":
+        return wanted == "cuda"
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0))
 
 
 def run_locally(

@@ -32,6 +32,7 @@ from prismrec.train.periods import Period, PeriodFiles
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5
+_AGAIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Office:
 class Publisher:
     """Publishes what the workers ask for, on a thread of its own. A context manager.
 
-    What was asked for before the context ends is published before it is left.
+    What was asked for before the context ends is published before it is left, unless the process is
+    to end at once; a resumed run publishes it then.
 
     Args:
         office: where.
@@ -69,17 +71,22 @@ class Publisher:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        if kind is None or issubclass(kind, Exception):
+            self._thread.join()
 
     def _run(self) -> None:
         is_last = False
         while not is_last:
             is_last = self._ended.wait(_POLL_S)
-            for period in self._office.files.periods():
-                if not period.is_published:
-                    _attempt(self._office, period)
+            try:
+                for period in self._office.files.periods():
+                    if not period.is_published:
+                        _attempt(self._office, period)
+            except Exception:  # noqa: BLE001 - a full disk, shared storage that is away
+                _log.exception("versions cannot be published now; tried again in %.0f s", _AGAIN_S)
+                self._ended.wait(_AGAIN_S)
 
 
 def _attempt(office: Office, period: Period) -> None:
@@ -204,17 +211,30 @@ def _measured(recipe: Recipe, bundle: Path, part: Slice) -> dict[str, float]:
 
 
 def _write_delta(office: Office, period: Period, facts: dict[str, Any]) -> dict[str, int] | None:
-    """The vectors touched since the period before, or None where they are not asked for."""
+    """The vectors touched since the newest delta before, or None where they are not asked for."""
     assert office.recipe.online is not None
     if not office.recipe.online.deltas:
         return None
-    before = [each for each in office.files.periods() if each.number < period.number]
-    since = before[-1].facts()["step"] if before else 0
     if period.deltas.exists():  # written before the run was killed
         return None
     with CheckpointTables(period.checkpoint) as tables:
-        written = export_tables(tables, tables.chosen(None, None), period.deltas, _silent, since)
+        written = export_tables(
+            tables,
+            tables.chosen(None, None),
+            period.deltas,
+            _silent,
+            _told_until(office.files, period),
+        )
     return {f"{each.table}/{each.set_name}": each.rows for each in written}
+
+
+def _told_until(files: PeriodFiles, period: Period) -> int:
+    """The step up to which earlier deltas hold what training touched, 0 without one.
+
+    A version that was given up has none: what it would have held belongs to the next.
+    """
+    before = [each for each in files.periods() if each.number < period.number]
+    return max((each.facts()["step"] for each in before if each.deltas.exists()), default=0)
 
 
 def _silent(done: int, total: int) -> None:

@@ -69,6 +69,12 @@ def exit_code(status: str, driver: int | None) -> int | None:
     return 128 - driver if driver < 0 else driver
 
 
+class LostConnectionError(UserError):
+    """The cluster went away while something was asked of it; a job that ran may run on."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 class Jobs:
     """The jobs of the cluster at a URL.
 
@@ -143,11 +149,18 @@ class Jobs:
 
     @contextmanager
     def _told(self, job: str = "") -> Iterator[None]:
-        """Tell in one sentence what the server did not like."""
+        """Tell in one sentence what the server did not like, or that it is gone."""
+        import aiohttp
         import ray
+        import requests
 
         try:
             yield
+        except (requests.RequestException, aiohttp.ClientError) as error:
+            of_job = f"; the job goes on: `prismrec jobs logs {job} --follow`" if job else ""
+            raise LostConnectionError(
+                f"the connection to {self.address} was lost ({without_passwords(error)}){of_job}"
+            ) from error
         except (ConnectionError, ray.exceptions.AuthenticationError, RuntimeError) as error:
             first = without_passwords(error)
             if job and "does not exist" in str(error):

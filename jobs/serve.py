@@ -10,15 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prismrec.cluster.network import check_free, free_port, is_loopback
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import UserError
 from prismrec.serving.http.requests import Limits
@@ -91,39 +90,17 @@ def serve_model(model: str, uri: str, options: ServeOptions, ready: Callable[[st
 def _check(options: ServeOptions) -> None:
     if options.replicas < 1:
         raise UserError(f"--replicas {options.replicas}: at least 1 is needed")
-    try:
-        address = ip_address(options.host)
-    except ValueError:
-        raise UserError(f"--host {options.host}: give an IP address such as 127.0.0.1") from None
-    if not address.is_loopback and not options.ask_token:
+    for port in _ports(options):
+        check_free(options.host, port, ("--host", "--port"))
+    if not is_loopback(options.host) and not options.ask_token:
         raise UserError(
             f"--no-token with --host {options.host} would answer everybody who reaches this "
             "machine; leave one of the two out"
         )
-    for port in _ports(options):
-        with socket.socket(_family(options.host)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((options.host, port))
-            except (OSError, OverflowError) as error:
-                raise UserError(
-                    f"--port {port}: cannot be listened at on {options.host} ({error}); choose "
-                    "another one"
-                ) from None
 
 
 def _ports(options: ServeOptions) -> range:
     return range(options.port, options.port + options.replicas)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
 
 
 def _set_up_ray_serve(options: ServeOptions) -> None:
@@ -152,7 +129,7 @@ def _deployed(serving: Serving, options: ServeOptions) -> Iterator[None]:
     if not options.verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # The proxy is started all the same; it asks for the token too, as it hands on to a replica.
-    http = {"host": options.host, "port": _free_port(options.host), "request_timeout_s": _REQUEST_S}
+    http = {"host": options.host, "port": free_port(options.host), "request_timeout_s": _REQUEST_S}
     serve.start(http_options=http, logging_config=logs)
     try:
         deployment = Replica.options(  # type: ignore[attr-defined]

@@ -18,7 +18,9 @@ import prismrec
 
 MOUNTED = ("embeddings", "models", "jobs", "cluster")
 """Packages that a checkout keeps beside `prismrec`, not in it."""
-_NOT_SHIPPED = (".pyc", ".md")
+_SHIPPED = (".py", ".typed", ".html", ".css", ".js")
+"""Code and what it reads. A checkout's recipes stay here: they may name what is nobody else's business,
+and a job brings its own."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -58,7 +60,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
         roots[f"prismrec/{name}"] = Path(spec.submodule_search_locations[0])
     for prefix, root in roots.items():
         for path in root.rglob("*"):
-            if path.is_file() and path.suffix not in _NOT_SHIPPED:
+            if path.is_file() and path.suffix in _SHIPPED:
                 yield f"{prefix}/{path.relative_to(root).as_posix()}", path
 
 

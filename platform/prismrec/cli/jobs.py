@@ -10,7 +10,7 @@ import typer
 
 from prismrec.cli import output
 from prismrec.cli.options import AsJson, Overrides, RecipePath, is_verbose
-from prismrec.cli.run import train_and_show
+from prismrec.cli.run import Workers, changes_of, train_and_show
 
 SUBMIT_EXAMPLE = (
     "Example: prismrec submit jobs/recipes/demo.toml --address http://127.0.0.1:8265 "
@@ -39,9 +39,7 @@ def submit(  # noqa: PLR0913 - the options of a command are its arguments
         str | None,
         typer.Option("--dir", help="Directory on the cluster where relative paths start."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that train; workers.count.")
-    ] = None,
+    workers: Workers = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the recipe's newest run there.")
     ] = False,
@@ -54,8 +52,7 @@ def submit(  # noqa: PLR0913 - the options of a command are its arguments
     from prismrec.jobs import submit as submission
     from prismrec.jobs.remote import Jobs
 
-    changes = [*(overrides or []), *([] if workers is None else [f"workers.count={workers}"])]
-    loaded = load(recipe, changes)
+    loaded = load(recipe, changes_of(overrides, workers, None))
     jobs = Jobs(address)
     with output.waiting("submitting"):
         job = submission.submit(loaded, jobs, directory, resume=resume)
@@ -138,7 +135,7 @@ def run_job(
 
 
 def _end(info: Any) -> None:
-    if info.exit_code and info.status != "STOPPED" and info.exit_code == 1 and info.message:
+    if info.exit_code == 1 and info.message:
         output.note(info.message)
     if info.exit_code:
         raise typer.Exit(info.exit_code)

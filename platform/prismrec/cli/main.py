@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="prismrec", obj=session)
     except UserError as error:
         output.report_failure(error, error.message, session.verbose)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last place where a failure can become a line
         hint = "" if session.verbose else " (prismrec --verbose COMMAND shows where)"
         message = f"{type(error).__name__}: {error}{hint}"

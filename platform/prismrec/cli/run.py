@@ -61,7 +61,7 @@ def train(  # noqa: PLR0913 - the options of a command are its arguments
     """Train a model, evaluate it, and register its inference copy."""
     from prismrec.jobs.run import Options
 
-    changes = _changes(overrides, workers, address)
+    changes = changes_of(overrides, workers, address)
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
     train_and_show(load_for_run(recipe, changes), options, as_json)
 
@@ -98,7 +98,7 @@ def online(  # noqa: PLR0913 - the options of a command are its arguments
 
     options = Options(use_ray=not no_ray, resume=resume, verbose=is_verbose(context))
     try:
-        changes = _changes(overrides, workers, address)
+        changes = changes_of(overrides, workers, address)
         result = run_online(load_for_run(recipe, changes), options)
     except RunStopped as stopped:
         output.note(stopped.message)
@@ -136,7 +136,7 @@ def load_for_run(recipe: Path, changes: list[str]) -> Recipe:
     return loaded
 
 
-def _changes(overrides: list[str] | None, workers: int | None, address: str | None) -> list[str]:
+def changes_of(overrides: list[str] | None, workers: int | None, address: str | None) -> list[str]:
     """The overrides of a recipe with those that have options of their own."""
     changes = [*(overrides or [])]
     if workers is not None:

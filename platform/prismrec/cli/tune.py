@@ -9,6 +9,7 @@ import typer
 
 from prismrec.cli import output
 from prismrec.cli.options import AsJson, Overrides, RecipePath, is_verbose
+from prismrec.cli.run import changes_of, load_for_run
 
 EXAMPLE = "Example: prismrec tune jobs/recipes/demo.toml --space space.toml --trials 20"
 
@@ -44,13 +45,10 @@ def tune(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Search values of a recipe's keys: train trials, stop the weak ones, register the best."""
-    from prismrec.jobs.submit import check_command_line
     from prismrec.jobs.tune.search import Asked, Options, run_search
 
-    changes = [*(overrides or [])]
-    if address is not None:
-        check_command_line(changes)
-        changes.append(f'workers.address="{address}"')
+    changes = changes_of(overrides, None, address)
+    load_for_run(recipe, changes)
     options = Options(trials, at_once, grace, reduction, resume, is_verbose(context))
     document = run_search(Asked(recipe, tuple(changes), space), options)
     if as_json:

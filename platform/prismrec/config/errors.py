@@ -9,8 +9,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can put right: one sentence with what, where and what to do.
 
-    Every command prints the sentence without a traceback and exits with code 2.
+    Every command prints the sentence without a traceback and leaves with `exit_code`.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

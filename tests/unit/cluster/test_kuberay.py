@@ -121,6 +121,7 @@ def test_the_command_of_a_job_is_one_of_ours(kind: str) -> None:
     service = next(d for _, d in DOCUMENTS if d["kind"] == "Service")
     uri = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert f"tracking.uri={uri}" in parsed["overrides"]
+    assert ("train.device=cuda" in parsed["overrides"]) == (kind == "gpu"), "the head has no GPU"
     assert list(everywhere(job, "mountPath")).count("/shared") == 2
     environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
     from prismrec.jobs.submit import STOP_S

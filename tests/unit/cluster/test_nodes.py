@@ -29,10 +29,45 @@ def test_a_port_that_is_taken() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=rf"--port: 127\.0\.0\.1:{port} cannot be listened on"):
+        with pytest.raises(
+            UserError, match=rf"--port {port}: cannot be listened at on 127\.0\.0\.1 "
+        ):
             nodes.up(nodes.Options(port=port))
-        with pytest.raises(UserError, match=rf"--dashboard-port: 127\.0\.0\.1:{port} cannot"):
-            nodes.up(nodes.Options(port=nodes._free_port("127.0.0.1"), dashboard_port=port))
+        with pytest.raises(UserError, match=rf"--dashboard-port {port}: cannot be listened"):
+            nodes.up(nodes.Options(port=network.free_port("127.0.0.1"), dashboard_port=port))
+
+
+def test_what_is_no_port_and_no_address() -> None:
+    with pytest.raises(UserError, match=r"--port 70000: cannot be listened at on 127\.0\.0\.1"):
+        nodes.up(nodes.Options(port=70000))
+    with pytest.raises(UserError, match=r"--dashboard-host localhost: give an IP address such as"):
+        nodes.up(nodes.Options(port=network.free_port("127.0.0.1"), dashboard_host="localhost"))
+    assert network.free_port("::1") > 0
+
+
+def test_what_a_node_left_that_died_is_removed(tmp_path: Path) -> None:
+    def died() -> Path:
+        files = tmp_path / "files"
+        (files / "ray").mkdir(parents=True)
+        state.write_node(
+            state.Node("head", "127.0.0.1:1", "127.0.0.1", "", "lo", 2**22, 1.0, str(files))
+        )
+        return files
+
+    files = died()
+    assert state.read_node() is None
+    assert nodes.down() is not None
+    assert not files.exists()
+    assert nodes.down() is None
+    files = died()
+    with pytest.raises(UserError, match="is no address of a cluster"):
+        nodes.join("nowhere", nodes.Options())
+    assert not files.exists()
+
+
+def test_a_token_that_is_named_and_empty_is_none() -> None:
+    assert not state.names_token({state.TOKEN: ""})
+    assert state.names_token({state.TOKEN_PATH: "/run/token"})
 
 
 def test_an_address_or_interface_of_another_machine() -> None:
@@ -56,7 +91,7 @@ def test_joining_needs_a_token_and_somebody_who_answers() -> None:
     ):
         nodes.join("127.0.0.1:6379", nodes.Options())
     state.make_token()
-    port = nodes._free_port("127.0.0.1")
+    port = network.free_port("127.0.0.1")
     with pytest.raises(UserError, match=rf"join: nothing answers at 127\.0\.0\.1:{port}"):
         nodes.join(f"127.0.0.1:{port}", nodes.Options())
 
@@ -71,7 +106,7 @@ def test_auto_is_this_machine_s_node_only(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nothing_is_waited_for_where_nothing_answers() -> None:
-    port = nodes._free_port("127.0.0.1")
+    port = network.free_port("127.0.0.1")
     with (
         pytest.raises(UserError, match=rf"--address: nothing answers at 127\.0\.0\.1:{port} "),
         runtime.ray_runtime(f"127.0.0.1:{port}", num_workers=1, verbose=False),
