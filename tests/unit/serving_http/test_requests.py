@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -143,6 +144,27 @@ def test_limits() -> None:
     assert read(changed(more=[1, 2]), Limits(extra_columns=True)) == (ROWS, 2)
 
 
+def test_columns_that_are_ignored_do_not_say_how_many_rows_there_are() -> None:
+    ignoring = Limits(rows=2, extra_columns=True)
+    assert read(changed(more=[1, 2, 3]), ignoring) == (ROWS, 2)
+    one = {name: values[:1] for name, values in ROWS.items()}
+    assert read({"inputs": one | {"more": [1, 2]}}, ignoring) == (one, 1)
+    shared = {name: values[1] for name, values in ROWS.items()}
+    alone = {name: values[1:] for name, values in ROWS.items()}
+    assert read({"inputs": {"more": [1, 2, 3]}, "shared": shared}, ignoring) == (alone, 1)
+
+
+def test_many_and_long_names_are_refused_at_once() -> None:
+    names = [f"a{n}" for n in range(20_000)]
+    body = {"dataframe_split": {"columns": names, "data": []}}
+    long = changed(**{"user" * 500_000: [1, 2]})
+    started = time.process_time()
+    for document in (body, long):
+        with pytest.raises(RequestError, match="columns 'user', 'seen'|does not read column 'us"):
+            read(document)
+    assert time.process_time() - started < 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -152,14 +174,37 @@ JSON = st.recursive(
     max_leaves=12,
 )
 COLUMNS = st.fixed_dictionaries({name: st.lists(JSON, min_size=2, max_size=2) for name in KINDS})
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "user": st.integers(0, 9) | st.none(),
+    "seen": st.just([1, 2]),
+    "seen_w": st.just([0.5, 1]),
+    "age": st.floats(0, 9) | st.none(),
+    "at": st.integers(0, 9),
+}
+RIGHT = st.integers(0, 3).flatmap(
+    lambda rows: st.fixed_dictionaries(
+        {name: st.lists(values, min_size=rows, max_size=rows) for name, values in VALUES.items()},
+        optional={"x": st.lists(JSON, max_size=4)},
+    )
+)
+"""Columns of right values, and perhaps one that no model reads, of any length."""
 FORMS = st.sampled_from(["dataframe_split", "dataframe_records", "inputs", "instances"])
 BODIES = (
     st.binary(max_size=80)
     | JSON.map(lambda value: json.dumps(value).encode())
     | st.dictionaries(FORMS, JSON, max_size=2).map(lambda value: json.dumps(value).encode())
     | COLUMNS.map(lambda columns: json.dumps({"inputs": columns}).encode())
+    | RIGHT.map(lambda columns: json.dumps({"inputs": columns}).encode())
+    | st.tuples(RIGHT, st.sets(st.sampled_from([*KINDS]))).map(lambda drawn: _shared(*drawn))
 )
-"""Anything: bytes, JSON, the right forms with wrong contents, the right columns of wrong values."""
+"""Anything: bytes, JSON, the right forms with wrong contents, the right columns of wrong values, and
+right ones, some of them shared."""
+
+
+def _shared(columns: dict[str, list[Any]], names: set[str]) -> bytes:
+    shared = {name: (columns[name] or [None])[0] for name in names}
+    own = {name: values for name, values in columns.items() if name not in names}
+    return json.dumps({"inputs": own, "shared": shared}).encode()
 
 
 @settings(max_examples=300, deadline=None)

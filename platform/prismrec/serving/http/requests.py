@@ -8,6 +8,7 @@ for all rows. Notation: B rows of a request.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from prismrec.serving.sides import Sides
 
 _SINGLE = ("id", "number", "time")
 _SHOWN = 5
-"""Names that a refusal lists at most."""
+"""Names that a refusal lists or compares at most."""
 
 
 class RequestError(UserError):
@@ -63,7 +64,8 @@ def read_columns(body: bytes, kinds: Mapping[str, Kind], limits: Limits) -> Side
         limits: what a request may be.
 
     Returns:
-        The needed columns as `prismrec.serving.columns.to_arrow` gives them; B may be 0.
+        The needed columns as `prismrec.serving.columns.to_arrow` gives them; they alone say what B
+        is, which may be 0, and is 1 where all of them are shared.
 
     Raises:
         RequestError: 413 where body or rows are over the limit, otherwise 400 with what is wrong.
@@ -80,13 +82,13 @@ def read_columns(body: bytes, kinds: Mapping[str, Kind], limits: Limits) -> Side
             400, f"column '{twice[:80]}' is in 'shared' and in the rows; give it in one of them"
         )
     _check_names({**given, **shared}, kinds, limits)
-    rows = max((len(values) for values in given.values()), default=0)
+    rows = max((len(given[name]) for name in each_kinds), default=0)
     if rows > limits.rows:
         raise RequestError(413, f"the request has {rows:,} rows; at most {limits.rows:,} are taken")
     try:
         each = raw.to_arrow(given, each_kinds)
         of_all = {name: kind for name, kind in kinds.items() if name in shared}
-        return Sides(rows, each, raw.to_arrow(shared, of_all))
+        return Sides.checked(each, raw.to_arrow(shared, of_all))
     except UserError as error:
         raise RequestError(400, error.message) from None
 
@@ -151,8 +153,8 @@ def _split(value: Any, form: str, _: Mapping[str, Kind]) -> dict[str, list[Any]]
     names, data = value["columns"], value["data"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RequestError(400, f"'columns' of '{form}' is no list of names")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if len({*names}) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
         raise RequestError(400, f"'columns' of '{form}' names '{twice[:80]}' more than once")
     if not isinstance(data, list):
         raise RequestError(400, f"'data' of '{form}' is no list of rows")
@@ -210,12 +212,14 @@ def _check_names(given: Mapping[str, Any], kinds: Mapping[str, Kind], limits: Li
     missing = [name for name in kinds if name not in given]
     extra = [name for name in given if name not in kinds]
     if missing:
-        hint = f"; {nearest(missing[0], [name[:80] for name in extra])}" if extra else ""
+        known = [name[:80] for name in extra[:_SHOWN]]
+        hint = f"; {nearest(missing[0], known)}" if extra else ""
         raise RequestError(400, f"the request lacks {_named(missing)}{hint}")
     if extra and not limits.extra_columns:
         raise RequestError(
             400,
-            f"the model does not read {_named(extra)}; leave it out ({nearest(extra[0], kinds)})",
+            f"the model does not read {_named(extra)}; "
+            f"leave it out ({nearest(extra[0][:80], kinds)})",
         )
 
 
