@@ -180,17 +180,21 @@ class InferenceModel:
             The tensors, and what each field of `spec.fields` looked up: B bags, or one where all rows
             share it.
         """
-        features = [self._rows(sides, each) for each in self.recipe.features.sparse]
-        features += self._number_rows(sides)
+        features = self.features(sides)
         sets = look_up(self._lookup, features, sides.rows)
         inputs = Inputs(
             sets=self.assembly.sets(sets),
             linear=self.assembly.linear(sets),
-            dense=self._dense(sides),
-            domain=self._domain(sides),
+            dense=self.dense(sides),
+            domain=self.domain(sides),
             sequences=self.assembly.sequences(sets, self._sequences(sides)),
         )
         return inputs, features
+
+    def features(self, sides: Sides) -> list[FeatureRows]:
+        """What each field of `spec.fields` looks up: B bags, or one where all rows share it."""
+        found = [self._rows(sides, each) for each in self.recipe.features.sparse]
+        return found + self._number_rows(sides)
 
     def vectors(self, table: str, set_name: str, rows: Tensor) -> Tensor:
         """Vectors (L, d_m) in one set of rows (L,) of a table, fp32."""
@@ -266,7 +270,7 @@ class InferenceModel:
                 parts.append(rows.view(count, table.rows_per_id, of_set.dim).sum(1))
         return torch.cat(parts, 1) if parts else torch.zeros(count, 0)
 
-    def _domain(self, sides: Sides) -> Tensor | None:
+    def domain(self, sides: Sides) -> Tensor | None:
         """Domain of each row, (B,); None for a model that does not tell them apart."""
         if self._domains is None:
             return None
@@ -305,7 +309,8 @@ class InferenceModel:
             with self._lock:
                 self.unknown_ids[field] += int(unknown.sum())
 
-    def _dense(self, sides: Sides) -> Tensor:
+    def dense(self, sides: Sides) -> Tensor:
+        """Numeric columns (B, D) as the head reads them, a missing one 0."""
         features = self.recipe.features
         columns = {each.name: each.columns for each in features.numbers}
         dense = np.zeros((sides.rows, len(features.numeric)), dtype=np.float32)

@@ -97,7 +97,7 @@ class RankingProgram(nn.Module):
         )
         given, _ = self.head(inputs)
         logits, _ = self._decoder(given.float())
-        return logits + self.offsets
+        return self._decoder.served(logits) + self.offsets
 
     def _pooled(
         self, set_name: str, field: _Field, fields: Sequence[Sequence[Tensor]], dense: Tensor
@@ -139,12 +139,11 @@ def _buffer(table: str, set_name: str) -> str:
 
 def program_inputs(model: InferenceModel, columns: Mapping[str, pa.Array]) -> tuple[Tensor, ...]:
     """The tensors that a program takes for raw columns, see `RankingProgram.forward`."""
-    inputs, features = model.inputs(Sides.checked(columns, {}))
-    tensors = [tensor for each in features for tensor in _of_field(each)]
-    tensors.append(inputs.dense)
-    if inputs.domain is not None:
-        tensors.append(inputs.domain)
-    return tuple(tensors)
+    sides = Sides.checked(columns, {})
+    tensors = [tensor for each in model.features(sides) for tensor in _of_field(each)]
+    tensors.append(model.dense(sides))
+    domain = model.domain(sides)
+    return tuple(tensors if domain is None else [*tensors, domain])
 
 
 def _of_field(feature: FeatureRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +173,7 @@ def write_program(
     _check(model, kind)
     program = RankingProgram(model).eval()
     rows = len(next(iter(columns.values())))
-    example = program_inputs(model, _first(columns, min(rows, 7)))
+    example = _example(model, columns)
     try:
         with torch.no_grad():
             if kind == "torchscript":
@@ -188,12 +187,29 @@ def write_program(
                     torch.export.export(program, example, dynamic_shapes=shapes, strict=False),
                     path,
                 )
+        return _largest_difference(model, path, kind, [_first(columns, n) for n in {1, 2, rows}])
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
-            f"--format {kind}: torch cannot trace the model '{model.recipe.name}' "
+            f"--format {kind}: torch cannot make a program of the model '{model.recipe.name}' "
             f"({_first_line(error)}); export it without --format"
         ) from error
-    return _largest_difference(model, path, kind, [_first(columns, n) for n in {1, 2, rows}])
+
+
+def _example(model: InferenceModel, columns: Mapping[str, pa.Array]) -> tuple[Tensor, ...]:
+    """What a program is traced with: torch.export takes a length of 0 or 1 for one that never changes, so
+    there are seven rows, and each field has two ids at least.
+    """
+    rows = len(next(iter(columns.values())))
+    places = pa.array([place % rows for place in range(7)])
+    tensors = program_inputs(model, {name: array.take(places) for name, array in columns.items()})
+    fields = 3 * len(model.spec.fields)
+    full = [
+        torch.cat([each, each.new_full((2 - len(each),), of_added)]) if len(each) < 2 else each
+        for each, of_added in zip(tensors, (0, 0, 1) * len(model.spec.fields), strict=False)
+    ]
+    return (*full, *tensors[fields:])
 
 
 def _largest_difference(
