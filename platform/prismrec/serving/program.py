@@ -52,6 +52,8 @@ class RankingProgram(nn.Module):
         model: a model without sequences whose probabilities need no raw column besides.
     """
 
+    offsets: Tensor
+
     def __init__(self, model: InferenceModel) -> None:
         super().__init__()
         spec = model.spec
