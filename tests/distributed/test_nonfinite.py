@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,6 +105,27 @@ def test_the_ledger_knows_the_rows(runs: dict[str, Trained], data: Path, case: s
     assert [stop - start for start, stop in lanes] == [4, 4, 4, 4]
     assert [start for start, _ in lanes] == [4 * bad] * 4
     assert run.log["train/dropped_steps"][STEPS] == 1
+
+
+@pytest.mark.slow
+def test_a_step_left_out_moves_no_moments_whatever_leaves_it_out(
+    data: Path, tmp_path: Path
+) -> None:
+    """Skipped, rolled back over, and met again by a run that goes on under `stop`."""
+    skip, back, stop = (
+        start(data, tmp_path / policy, "norm", f"train.on_nonfinite='{policy}'")
+        for policy in ("skip", "rollback", "stop")
+    )
+    skipped, rolled = alone([skip, back])
+    (incident,) = json.loads((back.directory / "nonfinite.json").read_text())
+    bad = incident["step"]
+    saved = rolled.checkpoint.parent / f"step-{bad // 4 * 4:08d}"
+    shutil.copytree(saved, stop.directory / "checkpoints" / saved.name)
+    shutil.copy(back.directory / "nonfinite.json", stop.directory)
+    (resumed,) = alone([stop])
+    for run in (rolled, resumed):
+        assert run.metrics == pytest.approx(skipped.metrics, rel=1e-6, nan_ok=True)
+        assert math.isfinite(run.metrics["click/logloss"])
 
 
 def test_incidents_name_what_where_and_when(runs: dict[str, Trained]) -> None:

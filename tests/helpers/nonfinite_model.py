@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prismrec.models import Fields, Inputs
+from prismrec.models.batch_norm import BatchNorm
 
 MARK = 777.0
 
@@ -29,7 +30,8 @@ class Marked(nn.Module):
 
     Args:
         fields: what it reads.
-        kind: `loss` gives NaN logits, `gradient` NaN gradients, `silent` logits without a gradient.
+        kind: `loss` gives NaN logits, `gradient` NaN gradients, `silent` logits without a gradient,
+            `norm` NaN in front of a batch norm.
     """
 
     def __init__(self, fields: Fields, kind: str) -> None:
@@ -37,13 +39,17 @@ class Marked(nn.Module):
         self._kind = kind
         inputs = fields.set_fields[0] * fields.set_dims[0] + fields.num_dense
         self.layer = nn.Linear(inputs, fields.num_tasks)
+        self.norm = BatchNorm(fields.num_dense) if kind == "norm" else None
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, T)."""
         marked = inputs.dense[:, 0] == MARK
         dense = torch.where(inputs.dense == MARK, 0, inputs.dense)
+        if self.norm is not None:
+            bad = marked[:, None] & torch.tensor(self.training)
+            dense = self.norm(torch.where(bad, torch.nan, dense))
         logits = self.layer(torch.cat([inputs.sets[0].flatten(1), dense], 1))
-        if self.training and marked.any():
+        if self.training and marked.any() and self.norm is None:
             if self._kind == "loss":
                 logits = torch.where(marked[:, None], torch.nan, logits)
             elif self._kind == "gradient":

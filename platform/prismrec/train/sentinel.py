@@ -74,7 +74,8 @@ class Sentinel:
         self.has_dropped = False
         """Whether the step just done changed nothing."""
         self._seen: tuple[Any, Any] | None = None
-        self._moments = sharded.leaf.ranker.moments() if self._policy == "skip" else []
+        passes_over = self._policy != "stop" or bool(self.incidents)
+        self._moments = sharded.leaf.ranker.moments() if passes_over else []
         self._moments_before = [each.clone() for each in self._moments]
         self._waits = self._policy == "stop" and self._ranks.device.type == "cuda"
         self._first = torch.full((), -1, dtype=torch.int64, device=self._ranks.device)
@@ -101,20 +102,18 @@ class Sentinel:
         is_finite = torch.isfinite(loss.detach()).all()
         if self._waits:
             self._note(is_finite)
-            return True
-        if self._policy == "stop":
+        elif self._policy == "stop":
             if not is_finite:
                 what = f"{self._describe(seen)} on rank {self._ranks.rank}"
                 raise UserError(f"step {step}: {what} is not finite; {_GOING_ON}")
-            return True
-        if not self._ranks.agree(not is_finite):
-            for before, now in zip(self._moments_before, self._moments, strict=True):
-                before.copy_(now)
-            return True
-        own = "" if is_finite else f"{self._describe(seen)} on rank {self._ranks.rank}"
-        self._take(Incident(step, f"{self._ranks.first_text(own)} is not finite"))
-        self._pass_over()
-        return False
+        elif self._ranks.agree(not is_finite):
+            own = "" if is_finite else f"{self._describe(seen)} on rank {self._ranks.rank}"
+            self._take(Incident(step, f"{self._ranks.first_text(own)} is not finite"))
+            self._pass_over()
+            return False
+        for before, now in zip(self._moments_before, self._moments, strict=True):
+            before.copy_(now)
+        return True
 
     def check_gradients(self) -> None:
         """Look at the dense gradients after backward; the ranks have averaged them, so all see the same.
