@@ -283,8 +283,10 @@ class Feed:
 
     def __next__(self) -> Batch:
         start, self.is_waiting = time.perf_counter(), True
-        batch, after = next(self._stream)
-        self.is_waiting = False
+        try:
+            batch, after = next(self._stream)
+        finally:
+            self.is_waiting = False
         self._newest = batch
         self._waited += time.perf_counter() - start
         self._after.append(after)

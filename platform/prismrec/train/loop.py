@@ -180,6 +180,7 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
                     seen = metrics_of_tables(recipe, session, sharded, splits, state)
                     session.log(report.named("valid") | seen, state)
                     evaluator.judge(report, state)
+                    watchdog.moved(state.step)
                     sharded.optimizers.start_at(state.step, state.worse)
                     with watchdog.paused():
                         saver.save(state, report)
@@ -194,19 +195,19 @@ def _train(  # noqa: PLR0915 - the one function that is read from top to bottom
         saver.finish(state)
     why = stopped or ("patience" if state.stopped_early else "")
     unknown_ids = _unknown_ids(recipe, session, sharded, splits, state)
-    dropped = sorted(saver.ledger.dropped)
     outcome = Outcome(
         saver.newest(), state.step, {}, rows_per_second, why, unknown_ids,
-        saver.skipped.found, dropped,
+        saver.skipped.found, sorted(saver.ledger.dropped),
     )  # fmt: skip
     if stopped:
         return outcome
-    checkpoint = saver.restore_best()
+    with watchdog.paused():
+        checkpoint = saver.restore_best()
     maps = _calibration(recipe, session, evaluator, splits, checkpoint)
     metrics = _final_report(session, evaluator, splits, state, maps)
     write_held_out(recipe, splits, sharded, session.files.held_out)
-    found = _skipped(session, saver, state)
-    return replace(outcome, checkpoint=checkpoint, metrics=metrics, skipped=found)
+    skipped = _skipped(session, saver, state)
+    return replace(outcome, checkpoint=checkpoint, metrics=metrics, skipped=skipped)
 
 
 def take_start_weights(

@@ -36,6 +36,7 @@ _BEATS = 8
 """Signs of life in each timeout."""
 _OTHERS_WAIT = 4
 """Timeouts after which a rank ends that nobody has ended."""
+_WAITING = "waiting for data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +137,17 @@ class Watchdog:
                 return
             if time.monotonic() - began > timeout_s / 2:  # this process itself was stopped
                 self._moved = time.monotonic()
-            is_stuck = not self._is_paused and time.monotonic() - self._moved > timeout_s
+            moved = self._moved
+            is_stuck = not self._is_paused and time.monotonic() - moved > timeout_s
             self._write(is_stuck=is_stuck)
             if is_stuck:
-                self._end(timeout_s)
+                self._end(timeout_s, moved)
 
     def _write(self, *, is_stuck: bool) -> None:
         """Give a sign of life; a file system that is away must not end the run."""
         self._beat += 1
         is_waiting = self._feed is not None and self._feed.is_waiting
-        at = "waiting for data" if is_waiting else self._at
+        at = _WAITING if is_waiting else self._at
         sign = Sign(self._ranks.rank, *self._who, self._beat, self._step, at, is_stuck)
         path = self._files.sign(self._ranks.rank)
         with contextlib.suppress(OSError):
@@ -153,45 +155,61 @@ class Watchdog:
             scratch.write_text(json.dumps(asdict(sign)))
             scratch.replace(path)
 
-    def _end(self, timeout_s: float) -> None:
-        """Write what is known, and end the process as the lowest rank that lives."""
+    def _end(self, timeout_s: float, moved: float) -> None:
+        """Write what is known, and end the process as the lowest rank that lives.
+
+        Returns where the rank has moved on since `moved`, or the block that is watched ends.
+        """
         self._write_stacks(timeout_s)
         before = self._signs()
-        self._ended.wait(2 * timeout_s / _BEATS)
+        if self._gets_on(2 * timeout_s / _BEATS, moved):
+            return
         self._write(is_stuck=True)  # or the others would take this rank for one that is stopped
-        self._ended.wait(timeout_s / _BEATS)
+        if self._gets_on(timeout_s / _BEATS, moved):
+            return
         signs = self._signs()
         alive = [rank for rank, sign in signs.items() if sign.beat > _beat(before, rank)]
         if self._ranks.rank != min([*alive, self._ranks.rank]):
             for _ in range(_OTHERS_WAIT * _BEATS):
                 self._write(is_stuck=True)
-                if self._ended.wait(timeout_s / _BEATS):
+                if self._gets_on(timeout_s / _BEATS, moved):
                     return
             os._exit(EXIT_CODE)
         message = self._message(timeout_s, signs, alive)
+        if self._gets_on(0, moved):
+            return
         self._files.write_hang(message)
         _log.error("%s", message)
         tell(message)
         self._kill_stopped(signs, alive)
         os._exit(EXIT_CODE)
 
+    def _gets_on(self, seconds: float, moved: float) -> bool:
+        """Whether within so many seconds the block ends, or this rank has moved on since `moved`."""
+        return self._ended.wait(seconds) or self._is_paused or self._moved != moved
+
     def _message(self, timeout_s: float, signs: dict[int, Sign], alive: list[int]) -> str:
         """Which rank did not arrive, where the stacks are and what to do."""
         missing = [rank for rank in range(self._ranks.world_size) if rank not in alive]
-        waiting = {rank: signs[rank] for rank in alive if signs[rank].at != "a step"}
+        places: dict[str, list[int]] = {}
+        for rank in alive:
+            places.setdefault(signs[rank].at, []).append(rank)
         least = min((signs[rank].step for rank in alive), default=self._step)
         behind = [rank for rank in alive if signs[rank].step == least]
         if missing:
             who = f"rank {_list(missing)} gave no sign of life"
             hosts = sorted({signs[rank].host for rank in missing if rank in signs})
             who += f" (its process is stopped or gone, on {_list(hosts)})" if hosts else ""
-        elif waiting:
-            rank, sign = next(iter(waiting.items()))
-            who = f"rank {rank} did not get past {sign.at}"
+        elif len(places) > 1 and _WAITING in places:
+            who = f"rank {_list(places[_WAITING])} did not get past {_WAITING}"
         elif len(behind) < len(alive):
             who = f"rank {_list(behind)} did not arrive"
+        elif len(places) > 1:
+            who = "all ranks live, " + ", ".join(
+                f"rank {_list(some)} at {at}" for at, some in places.items()
+            )
         else:
-            who = "all ranks live and wait"
+            who = f"all ranks live, at {next(iter(places), self._at)}"
         return (
             f"the workers hang: no step was finished in {timeout_s:g} s after step {self._step}; {who}; "
             f"the stacks of every rank and its newest batch are in {self._files.log(0).parent}/rank-*.log; "

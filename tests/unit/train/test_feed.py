@@ -115,6 +115,12 @@ def test_a_feed_from_a_state_goes_on_where_it_was(data: Path) -> None:
     assert not torch.equal(whole[0], whole[1])
 
 
+def test_nobody_waits_at_the_end(data: Path) -> None:
+    with Feed(splits_of(data), TrainState(), 1) as feed:
+        list(feed)
+        assert not feed.is_waiting
+
+
 def test_the_time_spent_waiting_is_told_once(data: Path) -> None:
     with Feed(splits_of(data), TrainState(), 6) as feed:
         next(feed)
