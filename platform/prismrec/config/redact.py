@@ -24,9 +24,13 @@ def without_password(text: str) -> str:
 
 
 def without_passwords(error: Exception) -> str:
-    """The first line of an error's message, with user and password out of every URL in it."""
+    """The first line of an error's message, with user, password and query out of every URL in it.
+
+    >>> without_passwords(OSError("refused: https://me:p@ss@host/x?token=abc (twice)"))
+    'refused: https://host/x (twice)'
+    """
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"://[^/\s@]*@", "://", first)[:300]
+    return re.sub(r"\w[\w+.-]*://\S+", lambda url: without_password(url[0]), first)[:300]
 
 
 def redacted(tree: Any) -> Any:
@@ -43,7 +47,9 @@ def has_credentials(text: str) -> bool:
 
     >>> has_credentials("https://me:secret@host/x"), has_credentials("s3://b/rows?session_token=1")
     (True, True)
-    >>> has_credentials("postgresql://me@host/runs"), has_credentials("s3://b/rows?region=eu")
+    >>> has_credentials("https://me.blob/x?sv=1&sig=Ab%3D"), has_credentials("mssql://host/x?pwd=a")
+    (True, True)
+    >>> has_credentials("postgresql://me@host/runs"), has_credentials("s3://b/rows?design=eu")
     (False, False)
     >>> has_credentials("out/a:b@c")
     False
@@ -53,6 +59,6 @@ def has_credentials(text: str) -> bool:
     place, _, query = text.partition("://")[2].partition("?")
     user, at, _ = place.partition("/")[0].rpartition("@")
     named = re.search(
-        r"(^|&)[^=&]*(token|secret|passw|key|signature|credential)[^=&]*=", query, re.I
+        r"(^|&)([^=&]*(token|secret|passw|pwd|key|signature|credential)[^=&]*|sig)=", query, re.I
     )
     return bool(at and ":" in user) or named is not None
