@@ -70,6 +70,9 @@ def raw_rows(
         columns: names of the columns.
     """
     files, groups, rows = places
+    if not len(rows):
+        arrow = source.arrow(0)
+        return pa.schema([arrow.field(name) for name in columns]).empty_table()
     parts, order = [], []
     for file in np.unique(files).tolist():
         fragments = source.fragments(file)

@@ -20,6 +20,7 @@ from prismrec.train.feed import Splits
 from prismrec.train.held_out import write_held_out
 from prismrec.train.process_group import Ranks, process_group
 from prismrec.train.sharding import ShardedModel, shard_model
+from tests.helpers.damage import damage
 from tests.helpers.runs import ROWS, make_recipe, write_rows
 
 SAMPLED = "tasks=[{name='click', label='click', negative_rate=0.25}, {name='buy', label='buy'}]"
@@ -82,6 +83,20 @@ def test_logits_are_fp32_where_training_is_not(
         assert sharded.dmp.training
         tables.append(pq.read_table(tmp_path / f"{is_bf16}.parquet"))
     assert tables[0].equals(tables[1])
+
+
+def test_a_batch_of_rows_that_cannot_be_decoded_gives_none(
+    recipe: Recipe, ranks: Ranks, tmp_path: Path
+) -> None:
+    """75 rows in one lane: the batches of the first row group, of 50, hold nothing."""
+    damage(Path(recipe.data.path) / "2-test.parquet", 0, "user")
+    one_lane = make_recipe(
+        Path(recipe.data.path), SAMPLED, "data.on_bad_file='skip'", "data.lanes=1"
+    )
+    splits, sharded = build(one_lane, ranks, is_bf16=False)
+    write_held_out(one_lane, splits, sharded, tmp_path / "rows.parquet")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.num_rows == ROWS["test"] - 50
 
 
 def test_no_more_rows_are_kept_than_are_wanted(
