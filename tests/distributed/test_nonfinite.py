@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch import nn
 
 from prismrec.checkpoint import latest
 from prismrec.checkpoint.manifest import read_manifest
 from prismrec.config import UserError
 from prismrec.data.ledger import Ledger
+from prismrec.train import loop
+from prismrec.train.sharding import ShardedModel
 from tests.helpers.nonfinite_model import MARK
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import (
@@ -157,6 +162,24 @@ def test_a_gradient_cannot_be_skipped(data: Path, tmp_path: Path) -> None:
         UserError, match=r"gradient of 'model\.layer\.weight' .* only be rolled back"
     ):
         alone([start(data, tmp_path / "run", "gradient", "train.on_nonfinite='skip'")])
+
+
+def test_the_model_rolled_back_is_gone_when_the_next_is_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+    shard_model = loop.shard_model
+
+    def counted(*args: Any, **options: Any) -> ShardedModel:
+        alive.append(sum(each() is not None for each in made))
+        sharded = shard_model(*args, **options)
+        made.append(weakref.ref(sharded.leaf))
+        return sharded
+
+    monkeypatch.setattr(loop, "shard_model", counted)
+    alone([start(data, tmp_path / "run", "loss", "train.on_nonfinite='rollback'")])
+    assert alive == [0, 0]
 
 
 def test_only_so_many(data: Path, tmp_path: Path) -> None:

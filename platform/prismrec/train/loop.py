@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -120,7 +121,11 @@ def train(recipe: Recipe, source: DataSource, session: Session) -> Outcome:
             with Watchdog(session.ranks, session.files, seconds) as watchdog:
                 return _train(recipe, source, session, watchdog, f"{session.attempt}-{start}")
         except RolledBack as back:
-            _log.warning("step %d: %s; back to the last checkpoint", back.incident.step, back)
+            step, what = back.incident.step, back.incident.what
+            _log.warning("step %d: %s; back to the last checkpoint", step, what)
+        gc.collect()  # hooks hold the model they belong to, which must not lie beside the next one
+        if session.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
     raise AssertionError("unreachable: the sentinel ends the run before")
 
 
