@@ -25,6 +25,7 @@ from prismrec.jobs.train import check_before_start, with_absolute_data
 from prismrec.jobs.tune.files import (
     ENDED,
     SearchFiles,
+    State,
     Tell,
     Trial,
     latest_search,
@@ -278,17 +279,9 @@ def _watcher(search: SearchFiles, tell: Tell) -> Any:
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             self._end(trial.config["trial"], "failed")
 
-        def _end(self, number: int, state: str) -> None:
-            """Put down how a trial ended that could not do so itself."""
-            files = self._search.trial(number)
-            known = files.facts()
-            if known.get("state") not in ENDED:
-                lost = "its process was lost more often than workers.max_failures allows"
-                error = {"error": f"{lost}; see {files.directory}"} if state == "failed" else {}
-                files.record({"state": state, **error})
-                tracker = trial_tracker(self._search, files.read_recipe(), number)
-                tracker.log_tags({"prismrec.trial_state": state})
-                tracker.close(_STATUS[state])
+        def _end(self, number: int, state: State) -> None:
+            """Put down how a trial ended, and tell it."""
+            put_down(self._search, number, state)
             stands = self._search.trials()
             ended = sum(each.state in ENDED for each in stands)
             self._tell(
@@ -296,6 +289,28 @@ def _watcher(search: SearchFiles, tell: Tell) -> Any:
             )
 
     return Watcher(search, tell)
+
+
+def put_down(search: SearchFiles, number: int, state: State) -> None:
+    """Put down how a trial ended that could not do so itself.
+
+    Args:
+        search: the trial's.
+        number: of the trial.
+        state: `stopped` or `failed`; why it failed is what it said last, if it could.
+    """
+    files = search.trial(number)
+    known = files.facts()
+    if known.get("state") in ENDED:
+        return
+    lost = (
+        f"its process was lost more often than workers.max_failures allows; see {files.directory}"
+    )
+    error = (known.get("error") or lost) if state == "failed" else ""
+    files.record({"state": state, "error": error})
+    tracker = trial_tracker(search, files.read_recipe(), number)
+    tracker.log_tags({"prismrec.trial_state": state})
+    tracker.close(_STATUS[state])
 
 
 def _line(trial: Trial, metric: str) -> str:

@@ -40,7 +40,7 @@ def run_trial(config: dict[str, Any]) -> None:
     files.begin()
     recipe = files.read_recipe()
     tracker = trial_tracker(search, recipe, config["trial"])
-    files.record({"run": tracker.run_id})
+    files.record({"run": tracker.run_id, "error": ""})  # that of an earlier try is over
     tracker.log_parameters(flatten(recipe))
     order = {
         "directory": str(files.directory),
@@ -59,10 +59,18 @@ def run_trial(config: dict[str, Any]) -> None:
         tracker.close("FAILED")
         return
     if training.error is not None:
+        files.record({"error": _said(training.error, files)})  # for when no try is left
         tracker.close("FAILED")
         raise training.error
     files.record({"state": "finished"})
     tracker.close("FINISHED")
+
+
+def _said(error: Exception, files: RunFiles) -> str:
+    """An error in a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f": {lines[0][:300]}" if lines else ""
+    return f"{type(error).__name__}{text}; see {files.directory}"
 
 
 def trial_tracker(search: SearchFiles, recipe: Recipe, number: int) -> MlflowTracker:
