@@ -95,6 +95,13 @@ def everything(run: psutil.Process) -> None:
             each.kill()
 
 
+def end(run: subprocess.Popen[bytes]) -> None:
+    """Kill a run that has not ended, with all it started."""
+    if run.poll() is None:
+        everything(psutil.Process(run.pid))
+        run.wait()
+
+
 CASES = (
     Case("worker killed under Ray", (), lambda run: workers(run)[-1].kill()),
     Case(
@@ -127,9 +134,7 @@ def measure(case: Case, directory: Path, data: Path) -> Recovery:
             run = _start(at, case, "--resume")
         events.await_(lambda: events.past(before, then) is not None, run)
     finally:
-        if run.poll() is None:
-            everything(psutil.Process(run.pid))
-            run.wait()
+        end(run)
     back, past, first = events.back(then), events.past(before, then), events.first(then)
     assert past is not None
     last = max(events.newest_before(then), before)

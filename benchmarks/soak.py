@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import machine, sentence
+from benchmarks.recovery import end
 from prismrec.data.world import write_world
 from tests.ray import commands
 
@@ -32,6 +33,7 @@ MIB = 2**20
 MOST_GROWTH_MIB = 1.0
 """Of resident memory in 1,000 steps."""
 _PAUSE_S = 0.4
+_PROCESSES = {"driver", "rank 0", "rank 1"}
 CHANGES = (
     'data.splits={train=["day <= 4"], valid=["day == 5"]}',
     "data.global_batch_size=256",
@@ -121,7 +123,7 @@ def soak(directory: Path, steps: int, every: int) -> dict[str, list[Look]]:
         every: steps between evaluations, and between checkpoints.
 
     Raises:
-        RuntimeError: the run failed.
+        RuntimeError: the run failed, or a process of it was never looked at.
     """
     write_world(directory / "data", 40_000, 7, 1)
     at = commands.home(directory, directory / "data")
@@ -139,14 +141,21 @@ def soak(directory: Path, steps: int, every: int) -> dict[str, list[Look]]:
             stderr=subprocess.STDOUT,
         )
         looks: dict[str, list[Look]] = {}
-        while run.poll() is None:
-            step = max(map(_saved, at.runs()), default=0)
-            if 0 < step < steps:  # afterwards the model is exported and registered
-                for name, look in _looks(run.pid, step):
-                    looks.setdefault(name, []).append(look)
-            time.sleep(_PAUSE_S)
+        try:
+            while run.poll() is None:
+                step = max(map(_saved, at.runs()), default=0)
+                if 0 < step < steps:  # afterwards the model is exported and registered
+                    for name, look in _looks(run.pid, step):
+                        looks.setdefault(name, []).append(look)
+                time.sleep(_PAUSE_S)
+        finally:
+            end(run)
     if run.returncode:
         raise RuntimeError((directory / "out.txt").read_text()[-2000:])
+    if set(looks) != _PROCESSES:
+        raise RuntimeError(
+            f"looked at {sorted(looks) or 'no process'}, not at {sorted(_PROCESSES)}; try more steps"
+        )
     return looks
 
 

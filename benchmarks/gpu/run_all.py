@@ -11,6 +11,7 @@ part failed or did not run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -152,11 +153,10 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
         status = "done" if code == 0 else f"failed with exit code {code}"
     except subprocess.TimeoutExpired:
         status = f"ended after {seconds:.0f} s, its deadline"
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+    finally:  # Ctrl-C too: it does not reach a session of its own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return status
 
 

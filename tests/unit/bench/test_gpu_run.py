@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +54,24 @@ def test_a_run_goes_on_after_failures_and_names_them(tmp_path: Path) -> None:
     assert "A trial at small sizes: the numbers say nothing." in page
     assert "| fp32 matrix product | 128 x 128 x 128 |" in page
     assert "nothing is written" in (tmp_path / "gpu.log").read_text()
+
+
+def test_an_interrupt_ends_the_part_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                started.append(self)
+                raise KeyboardInterrupt
+            return super().wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([_part("long", "import time; time.sleep(60)")], _setting(tmp_path, "c"))
+    assert started[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import soak
@@ -33,6 +36,44 @@ def test_the_slope_is_that_of_the_second_half() -> None:
 def test_the_page_says_whether_it_holds() -> None:
     assert "not\nat all, holds." in page({"rank 0": growth(looks(0.5))}, 10_000, 500, 9.5)
     assert "does not hold" in page({"rank 0": growth(looks(1.5))}, 10_000, 500, 9.5)
+
+
+def _soak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, saved: Callable[[Path], int]
+) -> None:
+    """Look at a program that stands for a run, in a directory with one."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(soak.commands, "PROGRAM", str(program))
+    monkeypatch.setattr(soak, "write_world", lambda *_: None)
+    monkeypatch.setattr(soak, "_saved", saved)
+    (tmp_path / "runs/small-1").mkdir(parents=True)
+    soak.soak(tmp_path, 10, 5)
+
+
+def test_a_run_without_a_look_at_every_process_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match=r"looked at no process, not at \['driver', 'rank 0', "):
+        _soak(tmp_path, monkeypatch, "exit 0", lambda _: 0)
+
+
+def test_an_interrupt_ends_the_run_and_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below: list[psutil.Process] = []
+
+    def interrupted(_: Path) -> int:
+        below[:] = psutil.Process().children(recursive=True)
+        if len(below) >= 2:
+            raise KeyboardInterrupt
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        _soak(tmp_path, monkeypatch, "sleep 60 & sleep 60", interrupted)
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert not alive
 
 
 @pytest.mark.slow
