@@ -159,7 +159,8 @@ def climb(bench: Bench) -> int:
         try:
             found[step] = bench.measured(step)
         except Exception as error:  # noqa: BLE001 - whatever it was belongs in the table
-            text = f"does not hold: {type(error).__name__}: {str(error).splitlines()[0][:150]}"
+            said, _, _ = str(error).partition("\n")  # it may have no text
+            text = f"does not hold: {type(error).__name__}: {said[:150]}"
             run.results.add(table, name, expected, text, None, None, None)
             traceback.print_exc()
             broken += not name.startswith("variant")

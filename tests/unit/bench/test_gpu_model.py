@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.dlrm import TRIAL, Core, Shape, batches
-from benchmarks.gpu.ladder import PIPELINE, Bench, Step, copied_bytes, saving
+from benchmarks.gpu.ladder import PIPELINE, Bench, Step, climb, copied_bytes, saving
 from benchmarks.gpu.narrow import NarrowBatch
 from benchmarks.gpu.results import Asked, Results
 from benchmarks.gpu.where import covered, kind_of
@@ -90,6 +90,18 @@ def test_what_a_rung_should_save_is_counted_from_the_ceilings() -> None:
     assert saving(bench, PIPELINE, replace(PIPELINE, is_narrow=True), ceilings) == 0
     with pytest.raises(KeyError):
         saving(bench, fp32, Step("tf32"), ceilings)
+
+
+def test_a_rung_that_fails_without_a_word_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Bench, step: Step) -> None:
+        raise AssertionError if step == PIPELINE else RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(Bench, "measured", fail)
+    bench = _bench()
+    assert climb(bench) == 4
+    (table,) = bench.run.results.tables
+    said = {row[2] for row in table.rows}
+    assert {"does not hold: AssertionError: ", "does not hold: RuntimeError: first"} <= said
 
 
 def test_kernels_are_told_apart_by_name() -> None:
