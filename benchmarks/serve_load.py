@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import os
+import shlex
 import socket
 import statistics
 import subprocess
@@ -314,8 +315,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.md are written")
     options = parser.parse_args()
     document = measure(options)
-    command = f"python -m benchmarks.serve_load {options.model} --seconds {options.seconds:g}"
-    text = page(document, command)
+    text = page(document, "python -m benchmarks.serve_load " + shlex.join(sys.argv[1:]))
     sys.stdout.write(text)
     if options.out is not None:
         options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
