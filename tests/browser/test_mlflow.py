@@ -11,27 +11,19 @@ from prismrec.analysis.report.collapse import collapse_chapter
 from prismrec.analysis.report.page import Report, page
 from prismrec.config.train import TrackingSection
 from prismrec.tracking.run import MlflowTracker
+from tests.helpers.mlflow_server import MlflowServer
 from tests.unit.analysis.planted import planted
-from tests.unit.tracking.conftest import empty_store, section
-from tests.unit.tracking.test_run import Server
+from tests.unit.tracking.conftest import empty_store, server
 
-__all__ = ["empty_store", "section"]
+__all__ = ["empty_store", "server"]
 
 
 @pytest.mark.slow
-def test_the_report_opens_in_mlflow(
-    browser: Browser, section: TrackingSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", section.uri)
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
-    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path / "files"))
+def test_the_report_opens_in_mlflow(browser: Browser, server: MlflowServer, tmp_path: Path) -> None:
     chapter = collapse_chapter([planted().subject], lambda *_: None)
     report = tmp_path / "report.html"
     report.write_text(page(Report("Looked at", ["planted"], [], [chapter])), encoding="utf-8")
-    server = Server()
-    server.start()
-    uri = f"http://127.0.0.1:{server.port}"
+    uri = server.uri
     tracker = MlflowTracker.start(TrackingSection(uri=uri, experiment="pages"), "seen")
     tracker.log_file(report, "analysis")
     assert tracker.close()
@@ -46,4 +38,3 @@ def test_the_report_opens_in_mlflow(
     frame.locator("#theme").click()  # a sandboxed page has no storage
     assert errors == []
     opened.close()
-    server.stop()

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from prismrec.checkpoint import latest, verify
+from tests.helpers.mlflow_server import MlflowServer
 from tests.ray import commands
 from tests.ray.commands import Home
 from tests.ray.ledger import every_row_once
@@ -100,66 +97,17 @@ def test_a_full_disk_costs_the_save_and_nothing_else(
     assert json.loads(out)["test"] == pytest.approx(undisturbed, abs=1e-6)
 
 
-class Server:
-    """A real `mlflow server` in processes of its own.
-
-    Args:
-        directory: of its SQLite file and artifacts.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        where = self._directory
-        self._process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1",
-                "--host", "127.0.0.1", "--port", str(self.port),
-                "--backend-store-uri", f"sqlite:///{where}/server.db",
-                "--artifacts-destination", str(where / "artifacts"),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-            start_new_session=True,
-        )  # fmt: skip
-        commands.await_(self.answers, "answer of the tracking server")
-
-    def answers(self) -> bool:
-        """Whether somebody listens."""
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        """Kill it with everything it started."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
     """A server that runs."""
     (tmp_path / "server").mkdir()
-    started = Server(tmp_path / "server")
+    started = MlflowServer(tmp_path / "server")
     started.start()
     yield started
     started.kill()
 
 
-def losses_there(server: Server, at: Home) -> set[int]:
+def losses_there(server: MlflowServer, at: Home) -> set[int]:
     """Steps whose loss the server has."""
     run = json.loads((at.run() / "run.json").read_text())["run"]
     return {each.step for each in MlflowClient(server.uri).get_metric_history(run, "train/loss")}
@@ -171,7 +119,9 @@ def losses_here(at: Home) -> set[int]:
     return {e["step"] for e in events if e["event"] == "metrics" and "train/loss" in e["values"]}
 
 
-def test_training_outlives_the_tracking_server(tmp_path: Path, data: Path, server: Server) -> None:
+def test_training_outlives_the_tracking_server(
+    tmp_path: Path, data: Path, server: MlflowServer
+) -> None:
     at = commands.home(tmp_path / "home", data)
     process = commands.start(at, "--no-ray", "--json", f"tracking.uri={server.uri}")
     commands.await_step(at.run(), 6)
@@ -184,7 +134,7 @@ def test_training_outlives_the_tracking_server(tmp_path: Path, data: Path, serve
 
 
 def test_metrics_are_kept_for_a_server_that_stays_away(
-    tmp_path: Path, data: Path, server: Server
+    tmp_path: Path, data: Path, server: MlflowServer
 ) -> None:
     at = commands.home(tmp_path / "home", data)
     process = commands.start(at, "--no-ray", "--json", f"tracking.uri={server.uri}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -18,8 +16,9 @@ import torch
 from mlflow import MlflowClient
 
 from prismrec.cluster.network import addresses, is_loopback
+from tests.helpers.mlflow_server import MlflowServer
 from tests.ray import commands
-from tests.ray.clusters import DEADLINE_S, Machine, cluster, free_port
+from tests.ray.clusters import DEADLINE_S, Machine, cluster
 from tests.ray.commands import Home
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -206,28 +205,11 @@ def test_a_node_of_another_stack_is_refused(at: Home, tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[int]:
-    """An MLflow server that whatever password suits."""
-    port = free_port()
-    command = [str(Path(commands.PROGRAM).with_name("mlflow")), "server", "--host", "127.0.0.1",
-               "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-               "--artifacts-destination", str(tmp_path / "artifacts")]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    try:
-        commands.await_(answers, "answer of the server")
-        yield port
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Port of an MLflow server that whatever password suits."""
+    started = MlflowServer(tmp_path)
+    started.start()
+    yield started.port
+    started.kill()
 
 
 def test_a_password_in_the_tracking_uri_stays_in_the_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from prismrec.config.train import TrackingSection
 from prismrec.tracking.uri import quiet_mlflow
+from tests.helpers.mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,15 @@ def section(empty_store: Path, tmp_path: Path) -> TrackingSection:
     path.parent.mkdir()
     shutil.copy(empty_store, path)
     return TrackingSection(uri=f"sqlite:///{path}", experiment="tests")
+
+
+@pytest.fixture
+def server(empty_store: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    """A tracking server that runs."""
+    directory = tmp_path / "server"
+    directory.mkdir()
+    shutil.copy(empty_store, directory / "server.db")
+    started = MlflowServer(directory)
+    started.start()
+    yield started
+    started.kill()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from werkzeug.serving import make_server
 
 from prismrec.config import UserError
 from prismrec.config.train import TrackingSection
 from prismrec.serving.bundle import read_manifest
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker, environment, git_commit
+from tests.helpers.mlflow_server import MlflowServer
 from tests.unit.serving.world import make_world
 
 
@@ -100,41 +99,15 @@ def test_a_changed_parameter_does_not_hold_up_the_rest(section: TrackingSection)
     assert (data.params["a"], data.metrics["loss"]) == ("1", 1.0)
 
 
-class Server:
-    """MLflow's own web application in a thread, which can go away and come back."""
-
-    def __init__(self) -> None:
-        self.port = 0
-
-    def start(self) -> None:
-        from mlflow.server import app
-
-        self._server = make_server("127.0.0.1", self.port, app, threaded=True)
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 def test_a_run_outlives_a_server_that_is_away_and_its_model_is_registered_there(
-    section: TrackingSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", section.uri)
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
-    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path / "files"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server = Server()
-    server.start()
-    uri = f"http://127.0.0.1:{server.port}"
+    uri = server.uri
     tracker = MlflowTracker.start(TrackingSection(uri=uri, experiment="http"), "patient")
     tracker.log_metrics({"loss": 0.0}, 0)
     assert tracker.flush()
-    server.stop()
+    server.kill()
     started = time.monotonic()
     for step in range(1, 20):
         tracker.log_metrics({"loss": step / 10}, step)
@@ -149,7 +122,6 @@ def test_a_run_outlives_a_server_that_is_away_and_its_model_is_registered_there(
     registry = Registry(uri)
     registry.register(tracker.run_id, bundle, "ctr", {"click/auc": 0.7}, {"data": "rows"})
     resolved = registry.resolve("models:/ctr@champion")
-    server.stop()
     assert read_manifest(resolved.path) == read_manifest(bundle)
     assert tmp_path not in resolved.path.parents  # it came over the wire
 
