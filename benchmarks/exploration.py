@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.channel import ROOT
 from benchmarks.fidelity.page import MARK, kept_text
 from benchmarks.machine import machine, sentence
-from prismrec.models.exploration import GaussianHead, LastLayerLaplace, thompson, upper_bound
+from prismrec.models.exploration import LastLayerLaplace, thompson, upper_bound
+from prismrec.models.exploration.gaussian import GaussianHead
 
 ADS, USER_WIDTH, SEEN_WIDTH, HIDDEN_EFFECT = 80, 6, 4, 0.8
 ROUNDS, REQUESTS, OFFERED = 100, 32, 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,19 +165,36 @@ def split_tables(
     Raises:
         UserError: the recipe has no such split, or a column is missing or of another kind.
     """
-    if split not in SPLITS:
-        raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")
-    conditions = () if split == "all" else getattr(recipe.data.splits, split)
-    if conditions is None:
-        raise UserError(f"--split: the model's recipe has no split '{split}'; use --split all")
     tasks, extra = recipe.tasks, [recipe.features.group, recipe.features.domain]
     extra += [column for task in tasks for column in (task.label, task.valid)]
     columns = list(dict.fromkeys([*features, *(name for name in extra if name)]))
     kinds: dict[str | None, tuple[Kind, ...]] = {task.valid: ("label", "number") for task in tasks}
     kinds |= {task.label: ("label",) for task in tasks}
-    for name in columns:
-        source.schema.column(name, kinds.get(name, get_args(Kind)), "--data")
-    return filtered_tables(source, conditions, columns, f"data.splits.{split}")
+    return column_tables(recipe, source, split, {name: kinds.get(name, ()) for name in columns})
+
+
+def column_tables(
+    recipe: Recipe, source: DataSource, split: str, columns: Mapping[str, Sequence[Kind]]
+) -> Iterator[pa.Table]:
+    """The rows of a split with some columns, a row group at a time; there may be no labels.
+
+    Args:
+        recipe: says which rows the split has.
+        source: the data set.
+        split: `train`, `valid`, `test` or `all`.
+        columns: kinds that each may have, any if there are none.
+
+    Raises:
+        UserError: the recipe has no such split, or a column is missing or of another kind.
+    """
+    if split not in SPLITS:
+        raise UserError(f"--split: must be one of {', '.join(SPLITS)}, got '{split}'")
+    conditions = () if split == "all" else getattr(recipe.data.splits, split)
+    if conditions is None:
+        raise UserError(f"--split: the model's recipe has no split '{split}'; use --split all")
+    for name, kinds in columns.items():
+        source.schema.column(name, tuple(kinds) or get_args(Kind), "--data")
+    return filtered_tables(source, conditions, list(columns), f"data.splits.{split}")
 
 
 def check_not_empty(rows: int, data: str, split: str) -> None:

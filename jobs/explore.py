@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prismrec.config import UserError, nearest
+from prismrec.data.schema import Kind
 from prismrec.data.source import open_data
 from prismrec.data.values import NO_KEY, ints, one_array
 from prismrec.data.write import staged
-from prismrec.jobs.evaluate import check_not_empty, opened_model, split_tables
-from prismrec.serving.exploration import RULES, Explorer, Rule
+from prismrec.jobs.evaluate import check_not_empty, column_tables, opened_model
+from prismrec.serving.exploration import RULES, Explorer, Rule, Scores
 
 Progress = Callable[[int, int], None]
+
+_AT_ONCE = 16_384
+"""Rows that the model sees at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,8 @@ def fit_explorer(
 
     Args:
         model: as for `opened_model`.
-        data: a data set with the model's columns.
-        out: directory to make.
+        data: a data set with the model's columns; labels are not needed.
+        out: directory to make, which appears when it is complete.
         about: split of the model's recipe (or `all`), task (its first if None), prior precision, and
             tracking URI.
         progress: told the rows done and the rows of the data set.
@@ -59,16 +63,16 @@ def fit_explorer(
         UserError: there is no such model, split, task or column, or `out` is taken.
     """
     split, task, prior, uri = about
-    with opened_model(model, uri) as opened:
+    with staged(out) as stage, opened_model(model, uri) as opened:
         inference, source = opened.inference, open_data(data)
         explorer = Explorer.of(inference, task or inference.tasks[0], prior)
-        for table in split_tables(inference.recipe, source, split, inference.columns):
-            if table.num_rows:
-                columns = {name: one_array(table.column(name)) for name in inference.columns}
+        for table in column_tables(inference.recipe, source, split, _any(inference.columns)):
+            for part in _parts(table):
+                columns = {name: one_array(part.column(name)) for name in inference.columns}
                 explorer.update(inference, columns)
             progress(explorer.rows, source.num_rows)
         check_not_empty(explorer.rows, data, split)
-        explorer.save(out)
+        explorer.save(stage)
         width = len(explorer.head.precision)
         return {"model": opened.name, "task": explorer.task, "rows": explorer.rows, "width": width}
 
@@ -83,8 +87,8 @@ def score_rows(
     Args:
         model: as for `opened_model`.
         explorer: what `fit_explorer` wrote.
-        data: a data set with the model's columns.
-        out: directory to make.
+        data: a data set with the model's columns; labels are not needed.
+        out: directory to make, which appears when it is complete.
         how: the rule, and the tracking URI.
 
     Raises:
@@ -92,7 +96,7 @@ def score_rows(
     """
     choice, uri = how
     fitted = Explorer.load(explorer)
-    with opened_model(model, uri) as opened, staged(out) as stage:
+    with staged(out) as stage, opened_model(model, uri) as opened:
         inference, source = opened.inference, open_data(data)
         group = choice.group or inference.recipe.features.group
         names = source.arrow(0).names
@@ -101,19 +105,34 @@ def score_rows(
         carried = [name for name in names if name == group or name.endswith("_id")]
         wanted = dict.fromkeys([*inference.columns, *carried])
         done = 0
-        tables = split_tables(inference.recipe, source, "all", wanted)
+        tables = column_tables(inference.recipe, source, "all", _any(wanted))
         for number, table in enumerate(tables):
-            request = np.arange(done, done + table.num_rows)
-            if group is not None:
-                request = ints(one_array(table.column(group)), NO_KEY).copy()
-            columns = {name: one_array(table.column(name)) for name in inference.columns}
-            scores = fitted.score(
-                inference, columns, choice.rule, request, (choice.kappa, choice.seed)
-            )
-            found = {name: getattr(scores, name) for name in ("probability", "deviation", "score")}
-            written = table.select(carried)
-            for name, values in found.items():
-                written = written.append_column(name, pa.array(values.numpy()))
-            pq.write_table(written, stage / f"part-{number:05d}.parquet")
-            done += table.num_rows
+            scored = []
+            for part in _parts(table):
+                request = np.arange(done, done + part.num_rows)
+                if group is not None:
+                    request = ints(one_array(part.column(group)), NO_KEY).copy()
+                columns = {name: one_array(part.column(name)) for name in inference.columns}
+                scores = fitted.score(
+                    inference, columns, choice.rule, request, (choice.kappa, choice.seed)
+                )
+                scored.append(_with(part.select(carried), scores))
+                done += part.num_rows
+            if scored:
+                pq.write_table(pa.concat_tables(scored), stage / f"part-{number:05d}.parquet")
     return {"model": opened.name, "rule": choice.rule, "rows": done, "out": str(out)}
+
+
+def _any(names: Iterable[str]) -> dict[str, tuple[Kind, ...]]:
+    """Columns of any kind."""
+    return dict.fromkeys(names, ())
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    return (table.slice(start, _AT_ONCE) for start in range(0, table.num_rows, _AT_ONCE))
+
+
+def _with(table: pa.Table, scores: Scores) -> pa.Table:
+    for name in ("probability", "deviation", "score"):
+        table = table.append_column(name, pa.array(getattr(scores, name).numpy()))
+    return table

@@ -1,6 +1,8 @@
-"""Choosing by how sure a model is: uncertainty on the last hidden layer, and the scores it gives."""
+"""Choosing by how sure a model is: uncertainty on the last hidden layer, and the scores it gives.
 
-from prismrec.models.exploration.gaussian import GaussianHead
+`GaussianHead` is in `prismrec.models.exploration.gaussian`: it loads GPyTorch, which nothing here needs.
+"""
+
 from prismrec.models.exploration.laplace import LastLayerLaplace
 from prismrec.models.exploration.scores import (
     expected_probability,
@@ -10,7 +12,6 @@ from prismrec.models.exploration.scores import (
 )
 
 __all__ = [
-    "GaussianHead",
     "LastLayerLaplace",
     "expected_probability",
     "probit_mean",

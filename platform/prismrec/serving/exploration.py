@@ -18,10 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prismrec.config import UserError, nearest
+from prismrec.data.encode.ids import mix64
+from prismrec.data.write import staged
 from prismrec.models.exploration import LastLayerLaplace, probit_mean, upper_bound
 from prismrec.models.towers import SharedTower, TaskTowers
 from prismrec.serving.inference import InferenceModel
@@ -119,41 +122,40 @@ class Explorer:
         return Scores(probit_mean(m, v), v.sqrt(), score)
 
     def save(self, out: Path) -> None:
-        """Write it into a new directory.
+        """Write it into a new or empty directory, whole or not at all.
 
         Raises:
             UserError: something is there already.
         """
-        try:
-            out.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{out}: already there; choose another directory") from None
-        save_file({"precision": self.head.precision}, out / _NUMBERS)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: already there; choose another directory")
         facts = {
             "task": self.task,
             "prior": self.head.prior,
             "model": self.model,
             "rows": self.rows,
         }
-        (out / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        with staged(out) as stage:
+            save_file({"precision": self.head.precision}, stage / _NUMBERS)
+            (stage / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Explorer:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the directory holds none.
+            UserError: the directory holds none, or a damaged one.
         """
         try:
             facts = json.loads((path / _FACTS).read_text())
             precision = load_file(path / _NUMBERS)["precision"]
-        except (OSError, ValueError, KeyError) as error:
+            head = LastLayerLaplace(len(precision) - 1, facts["prior"])
+            head.precision.copy_(precision)
+            return cls(facts["task"], head, facts["model"], facts["rows"])
+        except (OSError, ValueError, KeyError, SafetensorError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"{path}: no explorer ({error}); `prismrec explore fit` makes one"
             ) from None
-        head = LastLayerLaplace(len(precision) - 1, facts["prior"])
-        head.precision.copy_(precision)
-        return cls(facts["task"], head, facts["model"], facts["rows"])
 
     def _draws(self, phi: Tensor, request: NDArray[np.int64], seed: int) -> Tensor:
         """What each row's request draws for it, (B,)."""
@@ -189,25 +191,13 @@ def digest(model: InferenceModel) -> str:
 def normals(keys: NDArray[np.int64], count: int, seed: int) -> NDArray[np.float64]:
     """Normal numbers (G, count) that depend on key, place and seed alone, whatever else is asked for.
 
-    Bits of SplitMix64, two of them for each number by Box and Muller.
+    Bits of `mix64`, two of them for each number by Box and Muller.
     """
-    with np.errstate(over="ignore"):
-        start = _mixed(keys.astype(np.uint64) ^ _mixed(np.array([seed], np.uint64)))
-        places = np.arange(2 * count, dtype=np.uint64)
-        bits = _mixed(start[:, None] + (places + np.uint64(1)) * _GOLDEN)
+    start = mix64(keys.astype(np.uint64), seed)
+    bits = mix64(np.add.outer(start, np.arange(2 * count, dtype=np.uint64)), 0)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
     radius = np.sqrt(-2 * np.log(uniform[:, :count]))
     return radius * np.cos(2 * np.pi * uniform[:, count:])
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
 
 
 @contextmanager

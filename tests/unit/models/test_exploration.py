@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prismrec.models.exploration import (
-    GaussianHead,
     LastLayerLaplace,
     expected_probability,
     probit_mean,
     thompson,
     upper_bound,
 )
-from prismrec.models.exploration.gaussian import median_distance
+from prismrec.models.exploration.gaussian import GaussianHead, median_distance
 from tests.helpers.ranks import run_ranks
 
 PHI = torch.tensor([[1.0, 0], [1, 1], [0, 1]], dtype=torch.float64)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from prismrec.config import UserError
+from prismrec.serving import exploration
 from prismrec.serving.exploration import Explorer, last_layer, normals
 from prismrec.serving.inference import InferenceModel
 from tests.unit.serving.world import make_world, random_raw
@@ -99,6 +101,42 @@ def test_the_same_explorer_comes_back_and_belongs_to_its_model(tmp_path: Path) -
         Explorer.load(tmp_path / "two")
 
 
+def test_a_damaged_explorer_is_none(tmp_path: Path) -> None:
+    inference = served(tmp_path / "one", name="dcnv2", hidden=[8])
+    out = tmp_path / "explorer"
+    Explorer.of(inference, inference.tasks[0], 1.0).save(out)
+    facts, numbers = (out / "exploration.json", out / "exploration.safetensors")
+    whole = facts.read_bytes(), numbers.read_bytes()
+    for file, content in (
+        (numbers, whole[1][:40]),
+        (numbers, save({"precision": torch.ones(4, 3)})),
+        (facts, whole[0][:20]),
+        (facts, b'{"task": "click"}'),
+        (facts, b"[]"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="no explorer .*`prismrec explore fit` makes one"):
+            Explorer.load(out)
+        facts.write_bytes(whole[0])
+        numbers.write_bytes(whole[1])
+    assert Explorer.load(out).rows == 0
+
+
+def test_what_cannot_be_saved_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = served(tmp_path / "one", name="dcnv2", hidden=[8])
+    explorer = Explorer.of(inference, inference.tasks[0], 1.0)
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(exploration, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        explorer.save(tmp_path / "explorer")
+    assert {each.name for each in tmp_path.iterdir()} == {"one"}
+
+
 def test_what_has_no_layer_or_no_task(tmp_path: Path) -> None:
     inference = served(tmp_path / "deep", name="dcnv2", hidden=[8])
     with pytest.raises(UserError, match=r"--task: no task 'clck'; .*click"):
@@ -119,3 +157,4 @@ def test_normals_are_normal_and_depend_on_nothing_else() -> None:
     assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.05
     assert np.array_equal(normals(keys[17:19], 3, 1), found[17:19])
     assert not np.array_equal(normals(keys[:1], 3, 2), found[:1])
+    assert not np.array_equal(normals(keys, 3, -1), found)
