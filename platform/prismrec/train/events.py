@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from prismrec.config import UserError
+from prismrec.train.run_files import append_line, parse_lines
 
 
 class EventLog:
@@ -43,21 +42,13 @@ class EventLog:
         """Nothing waits: every event was written at once."""
 
     def _write(self, event: dict[str, Any]) -> None:
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"time": time.time(), **event}) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot be written: {error.strerror}; free space, and --resume goes on "
-                "from the last checkpoint"
-            ) from error
+        append_line(self._path, {"time": time.time(), **event})
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """All events written so far."""
     with path.open() as file:
-        for line in file:
-            yield json.loads(line)
+        yield from parse_lines(file)
 
 
 def follow(path: Path, ended: Event, poll_s: float = 0.2) -> Iterator[dict[str, Any]]:
@@ -70,7 +61,7 @@ def follow(path: Path, ended: Event, poll_s: float = 0.2) -> Iterator[dict[str, 
                 file.seek(position)
                 while (line := file.readline()).endswith("\n"):
                     position = file.tell()
-                    yield json.loads(line)
+                    yield from parse_lines([line])
         if is_last:
             return
         ended.wait(poll_s)

@@ -6,7 +6,6 @@ position in the stream is in every checkpoint; a slice of the stream is an epoch
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -357,8 +356,7 @@ def _record(run: _Run, part: Slice, rows: int, metrics: dict[str, float]) -> Non
         "skipped_rows": run.position.skipped_rows,
         "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},
     }
-    with PeriodFiles(run.session.files.directory).slices.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    PeriodFiles(run.session.files.directory).append_slice(line)
 
 
 def _request(run: _Run, recipe: Recipe, splits: Splits, part: Slice) -> None:

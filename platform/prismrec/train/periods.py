@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prismrec.train.run_files import RunFiles
+from prismrec.train.run_files import RunFiles, append_line, parse_lines, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Period:
 
     def request(self, facts: dict[str, Any]) -> None:
         """Ask for it, once everything is there."""
-        _write_whole(self.directory / "request.json", facts)
+        write_whole(self.directory / "request.json", json.dumps(facts, indent=1))
 
     def facts(self) -> dict[str, Any]:
         """What it was asked for with: its number, step, the slice to judge it by, and metrics on it."""
@@ -63,7 +62,7 @@ class Period:
 
     def publish(self, found: dict[str, Any]) -> None:
         """Put down what became of it and drop the weights, which the inference copy has."""
-        _write_whole(self.directory / "published.json", found)
+        write_whole(self.directory / "published.json", json.dumps(found, indent=1))
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def published(self) -> dict[str, Any]:
@@ -90,9 +89,16 @@ class PeriodFiles:
         """The record by slice; of one that a resumed run began again, its last line."""
         if not self.slices.exists():
             return []
-        lines = [line for line in self.slices.read_text().split("\n") if line.endswith("}")]
-        found = {each["slice"]: each for each in map(json.loads, lines)}
+        found = {each["slice"]: each for each in parse_lines(self.slices.read_text().split("\n"))}
         return [found[number] for number in sorted(found)]
+
+    def append_slice(self, line: dict[str, Any]) -> None:
+        """Add to the record.
+
+        Raises:
+            UserError: see `append_line`.
+        """
+        append_line(self.slices, line)
 
     def period(self, number: int) -> Period:
         """The version after so many windows."""
@@ -103,10 +109,3 @@ class PeriodFiles:
         for path in sorted(self.directory.glob("periods/*")):
             if Period(path).is_requested:
                 yield Period(path)
-
-
-def _write_whole(path: Path, document: dict[str, Any]) -> None:
-    """Write a file that nobody ever sees half of."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(document, indent=1))
-    scratch.replace(path)

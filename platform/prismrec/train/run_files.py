@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class RunFiles:
 
     def write_hang(self, message: str) -> None:
         """Put down why workers that hang are ended."""
-        _write_whole(self.hang, message)
+        write_whole(self.hang, message)
 
     def read_hang(self) -> str:
         """Why the last workers were ended, if they hung, or an empty text."""
@@ -121,7 +121,7 @@ class RunFiles:
 
     def write_outcome(self, outcome: Mapping[str, Any]) -> None:
         """Put down what the training came to; whoever sees the file sees all of it."""
-        _write_whole(self.outcome, json.dumps(dict(outcome)))
+        write_whole(self.outcome, json.dumps(dict(outcome)))
 
     def read_outcome(self) -> dict[str, Any] | None:
         """What the training came to, None before its end."""
@@ -161,7 +161,7 @@ class RunFiles:
         if self.read_error(attempt):
             return
         try:
-            _write_whole(self._error(attempt), error.message)
+            write_whole(self._error(attempt), error.message)
         except OSError:
             with contextlib.suppress(OSError), self._spare(attempt).open("x") as file:
                 file.write(error.message)
@@ -190,7 +190,7 @@ class RunFiles:
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Add to those facts."""
-        _write_whole(self.directory / "run.json", json.dumps(self.facts() | dict(facts), indent=1))
+        write_whole(self.directory / "run.json", json.dumps(self.facts() | dict(facts), indent=1))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Put down the resolved recipe."""
@@ -207,11 +207,41 @@ class RunFiles:
         return from_dict(json.loads(self.recipe.read_text()), source=str(self.recipe))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file that nobody ever sees half of."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     scratch.write_text(text)
     scratch.replace(path)
+
+
+def append_line(path: Path, document: Mapping[str, Any]) -> None:
+    """Append a JSON object to a record, as a line of its own also where the last one is torn.
+
+    Raises:
+        UserError: the file cannot be written, as on a full disk.
+    """
+    line = json.dumps(document).encode() + b"\n"
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else b"\n" + line
+            file.write(line)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; free space, and --resume goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+def parse_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a record; a line that is torn, as a full disk or a kill tears it, is none."""
+    for line in lines:
+        try:
+            document = json.loads(line)
+        except ValueError:
+            continue
+        yield document
 
 
 def new_run(recipe: Recipe) -> RunFiles:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prismrec.config import Recipe, UserError
 from prismrec.data.batch import Batch
 from prismrec.train.process_group import Ranks
+from prismrec.train.run_files import write_whole
 from prismrec.train.sharding import ShardedModel
 
 _GOING_ON = (
@@ -179,11 +180,8 @@ class Sentinel:
             )
         self.incidents.append(incident)
         if self._ranks.is_first:
-            scratch = self._path.with_suffix(".tmp")
-            scratch.write_text(
-                json.dumps([asdict(each) for each in self.incidents], indent=1) + "\n"
-            )
-            scratch.replace(self._path)
+            found = [asdict(each) for each in self.incidents]
+            write_whole(self._path, json.dumps(found, indent=1) + "\n")
         if self._policy == "rollback":
             raise RolledBack(incident)
 

@@ -26,7 +26,7 @@ import psutil
 from prismrec.train.feed import Feed
 from prismrec.train.process_group import Ranks
 from prismrec.train.quiet import tell
-from prismrec.train.run_files import RunFiles
+from prismrec.train.run_files import RunFiles, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -149,11 +149,8 @@ class Watchdog:
         is_waiting = self._feed is not None and self._feed.is_waiting
         at = _WAITING if is_waiting else self._at
         sign = Sign(self._ranks.rank, *self._who, self._beat, self._step, at, is_stuck)
-        path = self._files.sign(self._ranks.rank)
         with contextlib.suppress(OSError):
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text(json.dumps(asdict(sign)))
-            scratch.replace(path)
+            write_whole(self._files.sign(self._ranks.rank), json.dumps(asdict(sign)))
 
     def _end(self, timeout_s: float, moved: float) -> None:
         """Write what is known, and end the process as the lowest rank that lives.

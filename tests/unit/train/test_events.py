@@ -70,3 +70,12 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
 
     script = Script(lambda: append('{"step":'), lambda: append(' 1}\n{"st'), lambda: append("ep"))
     assert list(follow(path, script)) == [{"step": 1}]
+
+
+def test_a_follower_passes_over_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    script = Script(
+        lambda: path.write_text('{"event": "metr'),  # and then the run was killed, and resumed
+        lambda: EventLog(path).log_metrics({}, 7),
+    )
+    assert [event["step"] for event in follow(path, script)] == [7]

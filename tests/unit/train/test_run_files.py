@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from prismrec.config import Recipe, UserError
+from prismrec.train.events import EventLog, read_events
 from prismrec.train.metrics.calibration import CalibrationCurve
+from prismrec.train.periods import PeriodFiles
 from prismrec.train.run_files import RunFiles, latest_run, new_run
 from tests.helpers.runs import make_recipe
 
@@ -77,3 +79,22 @@ def test_curves_and_plan_are_json(tmp_path: Path) -> None:
     }
     files.write_plan([{"table": "user", "ranks": [0, 1]}])
     assert json.loads(files.plan.read_text()) == [{"table": "user", "ranks": [0, 1]}]
+
+
+def test_a_torn_line_costs_no_other(tmp_path: Path) -> None:
+    """As a kill or a full disk leaves it, here where a part of it looks like a whole one."""
+    windows, events = PeriodFiles(tmp_path), EventLog(tmp_path / "events.jsonl")
+    for number in range(3):
+        windows.append_slice({"slice": number, "metrics": {"auc": 0.5}})
+        events.log_metrics({"loss": 0.5}, number)
+        if number == 1:
+            for path in (windows.slices, tmp_path / "events.jsonl"):
+                os.truncate(path, path.stat().st_size - 2)  # behind the inner brace
+    assert [each["slice"] for each in windows.read_slices()] == [0, 2]
+    assert [each["step"] for each in read_events(tmp_path / "events.jsonl")] == [0, 2]
+
+
+def test_a_record_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    windows = PeriodFiles(tmp_path / "away")
+    with pytest.raises(UserError, match=r"windows\.jsonl: cannot be written: No such file"):
+        windows.append_slice({"slice": 0})
