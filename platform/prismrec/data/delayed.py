@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prismrec.config import UserError, nearest
+from prismrec.data.lookup import filtered_tables
 from prismrec.data.schema import Column, DataSchema
 from prismrec.data.source import DataSource, open_data
 from prismrec.data.write import write_table
@@ -190,7 +191,8 @@ def write_emissions(
         Rows written.
 
     Raises:
-        UserError: see `emissions` and `delays_of`, or something lies at `out` already.
+        UserError: see `emissions`, `delays_of` and `filtered_tables`, or something lies at `out`
+            already.
     """
     columns, windows = how
     source = open_data(log)
@@ -208,12 +210,7 @@ def write_emissions(
 
 
 def _whole(source: DataSource) -> pa.Table:
-    names = list(source.schema.columns)
-    parts = [
-        fragment.to_table(schema=source.arrow(file), columns=names)
-        for file in range(len(source.files))
-        for fragment in source.fragments(file)
-    ]
+    parts = filtered_tables(source, (), list(source.schema.columns), "rows")
     return pa.concat_tables(parts, promote_options="permissive")
 
 

@@ -23,6 +23,7 @@ from prismrec.data.delayed import (
 from prismrec.data.schema import Column, DataSchema
 from prismrec.data.source import open_data
 from prismrec.data.write import write_table
+from tests.helpers.damage import damage
 
 COLUMNS = LogColumns("at", "delay", "buy")
 WINDOWS = Waiting(10, 100)
@@ -184,3 +185,6 @@ def test_a_data_set_and_its_conversions_become_a_stream(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="a data set lies here already"):
         write_emissions(str(log), out, "wait", (COLUMNS, WINDOWS), (str(bought), "click"))
+    damage(log / "part-00000.parquet", 0, "at")
+    with pytest.raises(UserError, match=r"part-00000\.parquet: row group 0: cannot be decoded"):
+        write_emissions(str(log), tmp_path / "no", "wait", (COLUMNS, WINDOWS))
