@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -104,7 +104,8 @@ class Arrivals:
         Raises:
             UserError: one is gone or cannot be read.
         """
-        return open_files(self._path, sorted(files.items()))
+        source = open_files(self._path, sorted(files.items()))
+        return replace(source, counts={})  # the same files are hardly ever met together again
 
     def _arrived(self, name: str, size: int) -> Arrived | None:
         """The file, None while it is being written; without rows `low` is above `high`."""

@@ -71,7 +71,7 @@ def count_rows(source: DataSource, rows: RowFilter, skipped: Skipped | None = No
     remembered.
 
     Row groups whose statistics settle the question are not decoded. The memory lies in
-    `$XDG_CACHE_HOME/prismrec/counts` (`~/.cache` where that is not set).
+    `$XDG_CACHE_HOME/prismrec/counts` (`~/.cache` where that is not set), or in `source.counts`.
 
     Args:
         source: the data set.
@@ -83,12 +83,16 @@ def count_rows(source: DataSource, rows: RowFilter, skipped: Skipped | None = No
     """
     if rows.expression is None:
         return source.group_rows
-    cache = _cache_file(source, rows)
-    counts = _load(cache, source)
+    cache, own = _cache_file(source, rows), source.counts
+    counts = _load(cache, source) if own is None else own.get(rows.conditions)
     if counts is None:
         counts = count_matching(source, rows.expression, skipped)
-        if skipped is None or not skipped.groups(counts):
+        if skipped is not None and skipped.groups(counts):
+            return counts
+        if own is None:
             _store(cache, counts)
+        else:
+            own[rows.conditions] = counts
     return counts
 
 

@@ -79,6 +79,8 @@ class DataSource:
         partition_types: Arrow type of every column that directories give.
         fingerprint: SHA-256 over names, sizes, row counts, types and `schema.json`.
         left_out: why, by name, for files that cannot be opened and were asked to be left out.
+        counts: rows of every row group that pass, by conditions, for a data set that is met once;
+            None where `count_rows` remembers them in a file instead.
     """
 
     path: str
@@ -89,6 +91,7 @@ class DataSource:
     partition_types: dict[str, pa.DataType]
     fingerprint: str
     left_out: dict[str, str] = field(default_factory=dict)
+    counts: dict[tuple[str, ...], NDArray[np.int64]] | None = None
     group_file: NDArray[np.int64] = field(init=False)
     """File of every row group."""
     group_index: NDArray[np.int64] = field(init=False)

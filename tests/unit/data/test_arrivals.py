@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prismrec.config import UserError
+from prismrec.data import filters
 from prismrec.data.arrivals import Arrivals, Arrived
 from prismrec.data.schema import Column, DataSchema
 
@@ -95,3 +96,19 @@ def test_what_a_stream_needs(stream: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"at": [1]}), stream / "a.parquet")
     with pytest.raises(UserError, match="user"):
         Arrivals(str(stream), "at").look({})
+
+
+def test_counts_of_a_slice_leave_no_file(
+    stream: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are remembered as long as the slice is: it is counted for three readers."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    source = Arrivals(str(stream), "at").source(
+        {"a.parquet": write(stream / "a.parquet", [1, 2, 3])}
+    )
+    rows = filters.row_filter(("at >= 2",), source, "split")
+    assert filters.count_rows(source, rows).tolist() == [1, 1]
+    monkeypatch.setattr(filters, "count_matching", None)
+    assert filters.count_rows(source, rows).tolist() == [1, 1]
+    assert list(cache.iterdir()) == []
