@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from prismrec.config import UserError
 from prismrec.data.building.build import Means, Stages, build_data, run_here
 from prismrec.data.building.plan import BuildPlan
 from prismrec.jobs.over_ray import ray_means
+from prismrec.train.signals import signals_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +48,8 @@ def run_build(
     """
     if not where.use_ray and where.address is not None:
         raise UserError("--no-ray works in this process; leave out --address, or --no-ray")
-    with _sigterm_raises():
+    with signals_end():
         if not where.use_ray:
             return build_data(plan, out, Means(run_here, None, tell), overwrite)
         with ray_means(where.address, tell, verbose=where.verbose) as means:
             return build_data(plan, out, means, overwrite)
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does, so that nothing is left half-written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

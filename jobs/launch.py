@@ -15,8 +15,8 @@ from prismrec.cluster.members import check_members
 from prismrec.cluster.runtime import ray_runtime, talk_over_node_address
 from prismrec.config import Recipe, UserError
 from prismrec.jobs.worker import work
-from prismrec.train.interrupts import take_signals
 from prismrec.train.run_files import RunFiles
+from prismrec.train.signals import take_signals
 
 _END_S, _EMBEDDED_END_S = 60.0, 10.0
 """Seconds in which Ray Train may take down its workers, on a cluster that stays and on an embedded one:

@@ -20,9 +20,9 @@ from prismrec.jobs.launch import run_locally, run_on_ray
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.resume import check_resumable
 from prismrec.tracking.run import MlflowTracker
-from prismrec.train.interrupts import asked, signals_ask, signals_end
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles, latest_run, new_run
+from prismrec.train.signals import asked, signals_ask, signals_end
 
 NOTHING = "nothing is registered"
 """Of a run that registers one model, at its end."""

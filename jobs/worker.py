@@ -17,12 +17,12 @@ from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_per_process
 from prismrec.data.source import open_recipe_data
 from prismrec.train.events import EventLog
-from prismrec.train.interrupts import signals_ask
 from prismrec.train.loop import Session, train
 from prismrec.train.online import train_online
 from prismrec.train.process_group import Ranks, process_group, resolve_device
 from prismrec.train.quiet import library_output
 from prismrec.train.run_files import RunFiles
+from prismrec.train.signals import signals_ask
 from prismrec.train.tracker import Tracker, Trackers
 
 _log = logging.getLogger(__name__)

@@ -42,9 +42,9 @@ from prismrec.jobs.tune.space import (
 from prismrec.jobs.tune.trial import run_trial, trial_tracker
 from prismrec.tracking.plots import TrialPoints, plot_trials
 from prismrec.tracking.run import MlflowTracker, Status
-from prismrec.train.interrupts import signals_end
 from prismrec.train.process_group import resolve_device
 from prismrec.train.quiet import library_output
+from prismrec.train.signals import signals_end
 from prismrec.train.state import score
 
 _TRIAL_BYTES = 2**20

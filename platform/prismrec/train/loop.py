@@ -24,7 +24,7 @@ from prismrec.train.feed import Feed, Splits
 from prismrec.train.gradients import write_pushes
 from prismrec.train.held_out import write_held_out
 from prismrec.train.initial import start_weights
-from prismrec.train.interrupts import StopRequest, signals_ask
+from prismrec.train.interrupts import StopRequest
 from prismrec.train.meter import Meter
 from prismrec.train.occupancy import occupancy
 from prismrec.train.phases import PhasePlan
@@ -36,6 +36,7 @@ from prismrec.train.run_files import RunFiles
 from prismrec.train.saving import Saver
 from prismrec.train.sentinel import RolledBack, Sentinel
 from prismrec.train.sharding import ShardedModel, shard_model
+from prismrec.train.signals import signals_ask
 from prismrec.train.state import TrainState
 from prismrec.train.tracker import Probe, Tracker
 from prismrec.train.watchdog import Watchdog

@@ -29,7 +29,7 @@ from prismrec.models import spec_of
 from prismrec.train.evaluate import Evaluator
 from prismrec.train.feed import Feed, Splits
 from prismrec.train.held_out import write_held_out
-from prismrec.train.interrupts import StopRequest, signals_ask
+from prismrec.train.interrupts import StopRequest
 from prismrec.train.loop import (
     Session,
     choose_precision,
@@ -46,6 +46,7 @@ from prismrec.train.process_group import Ranks
 from prismrec.train.saving import Saver
 from prismrec.train.sentinel import Sentinel
 from prismrec.train.sharding import ShardedModel, shard_model
+from prismrec.train.signals import signals_ask
 from prismrec.train.state import TrainState
 from prismrec.train.waiting import Waiting
 from prismrec.train.watchdog import Watchdog

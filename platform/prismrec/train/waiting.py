@@ -14,8 +14,8 @@ from prismrec.config.online import OnlineSection
 from prismrec.data.arrivals import Arrivals, Arrived
 from prismrec.data.filters import count_matching
 from prismrec.data.windows import Position
-from prismrec.train.interrupts import asked
 from prismrec.train.process_group import Ranks
+from prismrec.train.signals import asked
 
 _log = logging.getLogger(__name__)
 _STOP_POLL_S = 0.2

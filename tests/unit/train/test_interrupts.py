@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prismrec.train.interrupts import StopRequest, ask, asked, signals_ask, signals_end
+from prismrec.train.interrupts import StopRequest
 from prismrec.train.process_group import Ranks
+from prismrec.train.signals import ask, asked, signals_ask, signals_end
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
