@@ -5,16 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from prismrec.config.errors import ConfigError, nearest
+from prismrec.config.errors import ConfigError
+from prismrec.config.explain import explained
 from prismrec.config.models import BUILT_IN
 from prismrec.config.read import read
 from prismrec.config.recipe import Recipe
-from prismrec.config.section import is_section, kinds_in, sections_in
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -41,8 +40,7 @@ def from_dict(
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [line for details in error.errors() for line in _explain(details, tree)]
-        raise ConfigError(source, problems + sorted(set(lines))) from None
+        raise ConfigError(source, problems + explained(error, Recipe, tree, BUILT_IN)) from None
     if problems:
         raise ConfigError(source, problems)
     return recipe
@@ -105,98 +103,3 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{prefix}.{index}", item)
     else:
         yield prefix, value
-
-
-def _where(location: Sequence[int | str]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _explain(details: ErrorDetails, tree: dict[str, Any]) -> list[str]:
-    """Lines for one pydantic error, in our words."""
-    place, holder, own = _place(details["loc"], tree)
-    where, kind = _where(place), details["type"]
-    context = details.get("ctx", {})
-    if kind == "extra_forbidden":
-        return [f"{where}: unknown key; {nearest(str(place[-1]), _keys_of(holder, place, tree))}"]
-    if kind == "missing":
-        return [f"{where}: missing (required)"]
-    if kind == "union_tag_not_found":
-        return [f"{where}.kind: missing (required); {nearest('', kinds_in(own))}"]
-    if kind == "union_tag_invalid":
-        tag = str(context["tag"])
-        return [f"{where}.kind: unknown kind '{tag}'; {nearest(tag, kinds_in(own))}"]
-    if kind == "literal_error":
-        return [f"{where}: must be one of {context['expected']}, got {details['input']!r}"]
-    if kind in _COMPARISONS:
-        sign, limit = _COMPARISONS[kind]
-        return [f"{where}: must be {sign} {context[limit]}, got {details['input']!r}"]
-    if kind in _TYPES:
-        got = details["input"]
-        return [f"{where}: must be {_TYPES[kind]}, got {got!r} ({type(got).__name__})"]
-    if kind == "string_pattern_mismatch":
-        return [f"{where}: {details['input']!r} is not of the form {context['pattern']}"]
-    message = str(context["error"]) if kind == "value_error" else details["msg"]
-    return [f"{where}: {line}" if where else line for line in message.split("\n")]
-
-
-_COMPARISONS = {
-    "greater_than": (">", "gt"),
-    "greater_than_equal": (">=", "ge"),
-    "less_than": ("<", "lt"),
-    "less_than_equal": ("<=", "le"),
-}
-_TYPES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "dict_type": "a section",
-    "model_type": "a section",
-    "model_attributes_type": "a section",
-    "tuple_type": "a list",
-}
-
-
-def _place(location: Sequence[int | str], tree: dict[str, Any]) -> tuple[list[int | str], Any, Any]:
-    """Where an error is, as keys of the recipe, the type that holds it and its own type.
-
-    Where a section comes in kinds, pydantic puts the kind between the keys.
-    """
-    place: list[int | str] = []
-    holder: Any = None
-    own: Any = Recipe
-    for part in location:
-        kinds = kinds_in(own)
-        if part in kinds:
-            own = kinds[str(part)]
-        else:
-            place.append(part)
-            holder, own = own, _below(own, part)
-            if place == ["model"]:  # its name says which section it is
-                own = BUILT_IN.get(tree.get("model", {}).get("name", ""), own)
-    return place, holder, own
-
-
-def _below(annotation: Any, part: int | str) -> Any:
-    """Type of what a key or an index names inside a value of some type; None if nothing."""
-    if is_section(annotation):
-        field = annotation.model_fields.get(part)
-        return field.annotation if field else None
-    if get_origin(annotation) is dict:
-        return get_args(annotation)[1]
-    if get_origin(annotation) is tuple:
-        return get_args(annotation)[0]
-    sections = sections_in(annotation)
-    return _below(sections[0], part) if len(sections) == 1 else None
-
-
-def _keys_of(holder: Any, place: Sequence[int | str], tree: dict[str, Any]) -> list[str]:
-    """Keys that the section holding `place` knows."""
-    if place[0] == "model" and len(place) == 2:
-        name = tree.get("model", {}).get("name", "")
-        return list(BUILT_IN[name].model_fields) if name in BUILT_IN else ["name", "options"]
-    return [key for section in sections_in(holder) for key in section.model_fields]

@@ -76,6 +76,11 @@ def test_a_misspelt_field_of_the_model_is_named(recipe_file):
         config.load(recipe_file(MINIMAL), ["model.num_croslayers=2"])
 
 
+def test_a_model_that_is_no_section_is_told():
+    with pytest.raises(config.ConfigError, match=r"- model: needs a name; known: 'aitm'"):
+        config.from_dict({"name": "tiny", "model": 3})
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

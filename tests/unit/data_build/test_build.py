@@ -18,7 +18,7 @@ from prismrec.config import UserError, load
 from prismrec.data.building import build as building
 from prismrec.data.building.build import Means, build_data, run_here
 from prismrec.data.building.files import group_count
-from prismrec.data.building.order import Keys, cut, group_order, overlap, rows_per_bucket
+from prismrec.data.building.order import Keys, cut, group_order, overlap
 from prismrec.data.building.plan import TimeSplits, load_plan
 from prismrec.data.fit_numbers import fit_numbers
 from prismrec.data.lookup import filtered_tables
@@ -210,7 +210,17 @@ def test_columns_that_do_not_fit_are_told_before_anything_is_written(
         (
             "min_count = 5",
             "min_count = 0",
-            r"vocabularies.user.min_count: .*greater than or equal to 1",
+            r"vocabularies.user.min_count: must be >= 1, got 0",
+        ),
+        (
+            'kind = "label"',
+            'kind = "lable"',
+            r"columns.bought.kind: must be one of 'id', .*, got 'lable'",
+        ),
+        (
+            'prefix = "item_"',
+            'prefx = "item_"',
+            r"- joins\[0\].prefx: unknown key; did you mean 'prefix'",
         ),
         ("[vocabularies.user]", "[vocabularies.users]", r"vocabularies.users: no column .*'user'"),
         (
@@ -409,8 +419,6 @@ def test_buckets_are_of_the_size_that_was_asked_for() -> None:
     assert len(sizes) == 20
     assert sizes.min() > 4_900
     assert sizes.max() < 5_100
-    assert rows_per_bucket(1000, 10**7, 96) == 96 * 2**20 // 1000
-    assert rows_per_bucket(1000, 50_000, 96) == 3_125  # sixteen of them
     assert [group_count(n * 2**20, 96 * 2**20) for n in (90, 128, 129, 300)] == [1, 1, 2, 4]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from prismrec.config import ConfigError, nearest
+from prismrec.config.explain import explained
 from prismrec.config.read import read
 from prismrec.config.section import Section
 from prismrec.data.schema import Kind
@@ -180,25 +180,4 @@ def load_plan(path: Path) -> BuildPlan:
     try:
         return BuildPlan.model_validate(tree)
     except ValidationError as error:
-        lines = [line for details in error.errors() for line in _explain(details)]
-        raise ConfigError(str(path), lines) from None
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "columns": BuildColumn,
-    "vocabularies": VocabularyOptions,
-    "joins": Join,
-    "splits": TimeSplits,
-}
-
-
-def _explain(details: ErrorDetails) -> list[str]:
-    place = [str(part) for part in details["loc"]]
-    where = ".".join(place)
-    if details["type"] == "extra_forbidden":
-        section = _SECTIONS[place[0]] if len(place) > 1 else BuildPlan
-        return [f"{where}: unknown key; {nearest(place[-1], section.model_fields)}"]
-    if details["type"] == "missing":
-        return [f"{where}: missing (required)"]
-    message = str(details["ctx"]["error"]) if details["type"] == "value_error" else details["msg"]
-    return [f"{where}: {line}" if where else line for line in message.split("\n")]
+        raise ConfigError(str(path), explained(error, BuildPlan, tree)) from None
