@@ -124,14 +124,15 @@ def write_parts(
     schema.write(directory)
 
 
-def group_rows(sample: pa.Table, num_rows: int | None) -> int:
+def group_rows(sample: pa.Table, num_rows: int | None, group_bytes: int = GROUP_BYTES) -> int:
     """Rows of a row group: 64 MiB decoded, but at least 16 groups where `num_rows` is known.
 
     Args:
         sample: rows like those to be written.
         num_rows: all rows to be written, None where nobody knows yet.
+        group_bytes: decoded size of a row group where it is not 64 MiB.
     """
-    by_size = GROUP_BYTES * max(sample.num_rows, 1) // max(sample.nbytes, 1)
+    by_size = group_bytes * max(sample.num_rows, 1) // max(sample.nbytes, 1)
     if num_rows is not None:
         by_size = min(by_size, -(-num_rows // GROUPS_OF_SMALL_DATA))
     return max(by_size, MIN_GROUP_ROWS)

@@ -140,3 +140,5 @@ def test_row_groups_are_64_mib_or_a_sixteenth_of_small_data() -> None:
     assert group_rows(wide, 10**9) == 65_536
     assert group_rows(wide, 160_001) == 10_001
     assert group_rows(wide, 100) == 1024
+    assert group_rows(wide, 10**7, 96 * 2**20) == 96 * 2**10
+    assert group_rows(wide, 50_000, 96 * 2**20) == 3_125  # sixteen of them

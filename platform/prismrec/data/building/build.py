@@ -31,13 +31,12 @@ from prismrec.data.building.order import (
     cut,
     group_order,
     overlap,
-    rows_per_bucket,
 )
 from prismrec.data.building.plan import ROW, BuildPlan
 from prismrec.data.building.rows import Encoding, Rows, check_columns, columns_read, count_values
 from prismrec.data.building.tables import OpenJoin, open_columns, open_joins
 from prismrec.data.source import DataSource
-from prismrec.data.write import staged
+from prismrec.data.write import group_rows, staged
 
 _MOST_READ = 2.5
 """How often a row may be read at the most before rows are dealt out to buckets instead."""
@@ -278,7 +277,7 @@ def _cut(rows: Rows, groups: list[GroupOrder], means: Means) -> tuple[Encoding, 
     first = next(group for group, each in enumerate(groups) if each.num_rows)
     table, _ = rows.read(first, columns_read(plan))
     sample = encoding(rows.join(table)[0], rows.source.where(first))
-    wanted = rows_per_bucket(sample.nbytes / sample.num_rows, total, plan.row_group_mib)
+    wanted = group_rows(sample, total, plan.row_group_mib * 2**20)
     return encoding, cut(groups, plan.splits, wanted)
 
 

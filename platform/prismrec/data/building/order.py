@@ -13,7 +13,6 @@ import numpy as np
 from prismrec.config import UserError
 from prismrec.data.building.plan import TimeSplits
 from prismrec.data.rows import Ints
-from prismrec.data.write import GROUPS_OF_SMALL_DATA, MIN_GROUP_ROWS
 
 SAMPLE_ROWS = 2**18
 """Rows whose places decide where the order is cut; of fewer rows, all."""
@@ -169,18 +168,6 @@ def cut(groups: Sequence[GroupOrder], splits: TimeSplits | None, rows_per_bucket
     times, rows = np.array(bounds, np.int64).reshape(-1, 2).T
     until = parts[1][2] if len(parts) > 1 else None
     return Cuts(tuple(buckets), Keys(times, rows), until)
-
-
-def rows_per_bucket(row_bytes: float, num_rows: int, mebibytes: int) -> int:
-    """Rows of a row group of that many MiB decoded; but small data get at least 16 row groups.
-
-    Args:
-        row_bytes: decoded size of a row.
-        num_rows: all rows.
-        mebibytes: size wanted.
-    """
-    by_size = int(mebibytes * 2**20 / max(row_bytes, 1e-9))
-    return max(min(by_size, -(-num_rows // GROUPS_OF_SMALL_DATA)), MIN_GROUP_ROWS)
 
 
 def overlap(groups: Sequence[GroupOrder], cuts: Cuts) -> float:
