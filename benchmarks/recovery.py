@@ -12,7 +12,6 @@ processes.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import time
@@ -20,16 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
 
 from benchmarks.machine import machine, sentence
+from benchmarks.recovery_record import DEADLINE_S, Record
 from prismrec.data.world import write_world
 from tests.ray import commands
 from tests.ray.commands import Home
 
-DEADLINE_S = 600
 CHANGES = (
     "data.global_batch_size=64",
     "train.epochs=30",
@@ -124,20 +122,21 @@ def measure(case: Case, directory: Path, data: Path) -> Recovery:
     """
     at = commands.home(directory, data)
     run = _start(at, case)
-    events = _Events(directory)
+    record = Record(directory)
     try:
-        events.await_(lambda: events.newest >= 50, run)
-        before, then = events.newest, time.time()
+        record.await_(lambda: record.newest() >= 50, "step 50", run)
+        before, then = record.newest(), time.time()
         case.disturb(psutil.Process(run.pid))
         if case.resumes:
             run.wait(DEADLINE_S)
             run = _start(at, case, "--resume")
-        events.await_(lambda: events.past(before, then) is not None, run)
+        record.await_(lambda: record.past(then, before) is not None, "new step", run)
     finally:
         end(run)
-    back, past, first = events.back(then), events.past(before, then), events.first(then)
+    back, past, first = record.back(then), record.past(then, before), record.first(then)
+    assert back is not None
     assert past is not None
-    last = max(events.newest_before(then), before)
+    last = max(record.newest(then), before)
     return Recovery(back - then, past - then, max(0, last - first + 1))
 
 
@@ -150,61 +149,6 @@ def _start(at: Home, case: Case, *more: str) -> subprocess.Popen[bytes]:
             stdout=said,
             stderr=said,
         )
-
-
-class _Events:
-    """The record of the only run in a directory, read anew at every question."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def _all(self) -> list[dict[str, Any]]:
-        paths = list(self._directory.glob("runs/*/events.jsonl"))
-        lines = paths[0].read_text().splitlines(keepends=True) if paths else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def _steps(self) -> list[tuple[float, int]]:
-        losses = (e for e in self._all() if "train/loss" in e.get("values", {}))
-        return [(each["time"], each["step"]) for each in losses]
-
-    @property
-    def newest(self) -> int:
-        """The newest step."""
-        return max((step for _, step in self._steps()), default=0)
-
-    def newest_before(self, at: float) -> int:
-        """The newest step then."""
-        return max((step for when, step in self._steps() if when <= at), default=0)
-
-    def _starts(self, at: float) -> list[float]:
-        return [e["time"] for e in self._all() if e["event"] == "parameters" and e["time"] > at]
-
-    def back(self, at: float) -> float:
-        """When workers were there again."""
-        return min(self._starts(at))
-
-    def first(self, at: float) -> int:
-        """The first step of those workers."""
-        back = self.back(at)
-        return min(step for when, step in self._steps() if when > back)
-
-    def past(self, before: int, at: float) -> float | None:
-        """When those workers had done a step that none had done; None as long as they have not."""
-        if not self._starts(at):
-            return None
-        back = self.back(at)
-        done = max([before, *(step for when, step in self._steps() if when <= back)])
-        return min(
-            (when for when, step in self._steps() if when > back and step > done), default=None
-        )
-
-    def await_(self, is_so: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
-        """Wait until something is so."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not is_so():
-            if time.monotonic() > deadline or run.poll() not in (None, 0):
-                raise RuntimeError((self._directory / "out.txt").read_text()[-1500:])
-            time.sleep(0.1)
 
 
 def page(found: dict[str, Recovery]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -24,11 +23,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.machine import machine, sentence
+from benchmarks.recovery_record import DEADLINE_S, Record
 from tests.helpers.hosts import Host, two_hosts, why_impossible
 from tests.ray import commands
 from tests.ray.commands import PROGRAM, Home
 
-DEADLINE_S = 900
 STEPS = 15
 """Steps of the undisturbed part of a run."""
 
@@ -97,12 +96,12 @@ def start_cluster(one: Host, two: Host) -> Cluster:
 def host_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
     """SIGKILL everything on the second host, and let it join again at once."""
     process = train(cluster, at)
-    reach(at, STEPS)
+    reach(at, process)
     killed = time.time()
     cluster.second.kill()
     cluster.join()
     joined = time.time() - killed
-    await_(lambda: is_past(at, killed), "new step after the kill")
+    go_on(at, killed, process)
     seconds = time.time() - killed
     stop(process)
     return seconds, f"of which {joined:.0f} s until the host had joined again"
@@ -111,12 +110,12 @@ def host_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
 def driver_killed(cluster: Cluster, at: Home) -> tuple[float, str]:
     """SIGKILL the process that runs `prismrec train`, and resume the run at once."""
     process = train(cluster, at)
-    reach(at, STEPS)
+    reach(at, process)
     killed = time.time()
     process.kill()
     process.wait()
     process = train(cluster, at, "--resume")
-    await_(lambda: is_past(at, killed), "new step of the resumed run")
+    go_on(at, killed, process)
     seconds = time.time() - killed
     stop(process)
     return seconds, "`--resume` started at once"
@@ -130,7 +129,8 @@ def job_submitted(cluster: Cluster, at: Home) -> tuple[float, str]:
     if done.returncode:
         raise RuntimeError(done.stderr)
     returned = time.time() - begun
-    await_(lambda: progress(at, begun) > 0, "first step of the job")
+    record = Record(at.directory)
+    record.await_(lambda: record.newest() > 0, "first step of the job")
     seconds = time.time() - begun
     job = done.stdout.strip()
     stopped = cluster.first.run(
@@ -168,45 +168,16 @@ def stop(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=DEADLINE_S)
 
 
-def reach(at: Home, step: int) -> None:
-    """Wait until a run has recorded a step."""
-    await_(lambda: progress(at) >= step, f"step {step}")
+def reach(at: Home, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has recorded its undisturbed part."""
+    record = Record(at.directory)
+    record.await_(lambda: record.newest() >= STEPS, f"step {STEPS}", process)
 
 
-def progress(at: Home, since: float = 0, until: float = math.inf) -> int:
-    """The newest step whose loss was recorded between two times; 0 where there is none."""
-    found = [each for each in events(at) if "train/loss" in each["values"]]
-    return max((each["step"] for each in found if since < each["time"] <= until), default=0)
-
-
-def is_past(at: Home, killed: float) -> bool:
-    """Whether workers that started after a kill have done a step that none had done before.
-
-    Those from before the kill may go on for a moment, until Ray ends them.
-    """
-    starts = [each["time"] for each in events(at) if each["event"] == "parameters"]
-    again = min((each for each in starts if each > killed), default=math.inf)
-    return progress(at, since=again) > progress(at, until=again)
-
-
-def events(at: Home) -> list[dict[str, Any]]:
-    """What the run has recorded; a line that is being written is left out."""
-    lines = [
-        line
-        for path in at.directory.glob("runs/*/events.jsonl")
-        for line in path.read_text().splitlines(keepends=True)
-    ]
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [each for each in found if "values" in each]
-
-
-def await_(is_so: Callable[[], bool], what: str) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no {what} within {DEADLINE_S} s")
-        time.sleep(0.1)
+def go_on(at: Home, killed: float, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has done a step that none had done before the kill."""
+    record = Record(at.directory)
+    record.await_(lambda: record.past(killed) is not None, "new step after the kill", process)
 
 
 def page(facts: dict[str, Any], rows: list[tuple[str, float, str]]) -> str:
