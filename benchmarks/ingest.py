@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.channel import ROOT
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from prismrec.config import Recipe, from_dict
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.lanes import Share
@@ -280,9 +281,7 @@ def main() -> None:
         "repeats": chosen.repeats,
         "results": results,
     }
-    if chosen.out:
-        chosen.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(markdown(document))
+    write(chosen.out, document, markdown(document))
     print(json.dumps(document, indent=1) if chosen.json else markdown(document))
 
 

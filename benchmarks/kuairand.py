@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 
 RECIPE = "jobs/recipes/kuairand_me_dcnv2.toml"
 VARIANTS = {
@@ -112,8 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     result = run(options.seeds, options.data)
     command = f"python -m benchmarks.kuairand --out {options.out}"
-    options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(page(result, command))
+    write(options.out, result, page(result, command))
     print(page(result, command))
 
 

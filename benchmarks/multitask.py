@@ -11,7 +11,6 @@ which other work on the machine lengthens less than the clock's.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.channel import ROOT
 from benchmarks.machine import machine, sentence
 from benchmarks.multitask_plain import PlainMixture
+from benchmarks.result import write
 from prismrec.config.models.multitask import (
     AME,
     CGC,
@@ -258,9 +258,7 @@ def main() -> None:
         "threads": asked.threads,
         **measure(asked.batch, asked.pairs, asked.window),
     }
-    if asked.out:
-        asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        asked.out.with_suffix(".md").write_text(markdown(document))
+    write(asked.out, document, markdown(document))
     print(markdown(document))
 
 

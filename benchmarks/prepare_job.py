@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.ingest import FILE_ROWS, IDS, NUMBERS, _num_ids
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 
 ITEMS = 100_000
 USERS = 1_000_000
@@ -251,9 +252,7 @@ def main() -> None:
         "rows": chosen.rows,
         "results": results,
     }
-    if chosen.out:
-        chosen.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(page(document))
+    write(chosen.out, document, page(document))
     print(page(document))
 
 

@@ -26,6 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from benchmarks.scaling_checkpoint import save_once
 from benchmarks.train_data import recipe, write_rows
 from prismrec.config import dump, from_dict
@@ -263,9 +264,8 @@ def main() -> None:
         "rounds": chosen.rounds,
     }
     document |= measure(chosen.directory.absolute(), chosen.steps, chosen.rounds)
+    write(chosen.out, document, page(document))
     if chosen.out:
-        chosen.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        chosen.out.with_suffix(".md").write_text(page(document))
         plot(document, chosen.out.with_suffix(".svg"))
     print(page(document))
 

@@ -33,6 +33,7 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from prismrec.data.source import open_data
 from prismrec.jobs.evaluate import split_tables
 from prismrec.serving.inference import InferenceModel
@@ -317,9 +318,7 @@ def main() -> None:
     document = measure(options)
     text = page(document, "python -m benchmarks.serve_load " + shlex.join(sys.argv[1:]))
     sys.stdout.write(text)
-    if options.out is not None:
-        options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    write(options.out, document, text)
 
 
 if __name__ == "__main__":

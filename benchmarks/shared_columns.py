@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from prismrec.data.source import open_data
 from prismrec.jobs.evaluate import split_tables
 from prismrec.serving.http.requests import Limits
@@ -135,9 +136,7 @@ def main() -> None:
             for rows in CANDIDATES
         },
     }
-    if asked.out:
-        asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        asked.out.with_suffix(".md").write_text(markdown(document))
+    write(asked.out, document, markdown(document))
     print(markdown(document))
 
 

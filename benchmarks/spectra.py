@@ -10,7 +10,6 @@ cadence, once an epoch, in a run of one epoch of KuaiRand.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import threading
@@ -24,6 +23,7 @@ import torch
 
 from benchmarks.channel import ROOT
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from prismrec.analysis.collapse import CollapseProbe
 from prismrec.analysis.table_spectra import table_spectra
 from prismrec.config import load
@@ -159,8 +159,7 @@ def main() -> None:
         "table": large_table(spec, asked.rows, asked.width, asked.repeats),
         "training": share_of_training(data, asked.repeats),
     }
-    asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    asked.out.with_suffix(".md").write_text(page(document))
+    write(asked.out, document, page(document))
     print(page(document))
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.channel import ROOT, Program
 from benchmarks.machine import machine, sentence
+from benchmarks.result import write
 from benchmarks.train_data import BATCH, write_rows
 
 OUT = ROOT / "out" / "bench" / "train"
@@ -229,14 +230,8 @@ def main() -> None:
         for precision in asked.precision:
             print(f"{table_rows:,} rows a table, {precision}", file=sys.stderr)
             document["cases"].append(measure(table_rows, precision, windows))
-            if asked.out:
-                _write(asked.out, document)
+            write(asked.out, document, markdown(document))
     print(json.dumps(document, indent=1) if asked.json else markdown(document))
-
-
-def _write(out: Path, document: dict[str, Any]) -> None:
-    out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(document))
 
 
 if __name__ == "__main__":

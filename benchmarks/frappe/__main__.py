@@ -10,13 +10,13 @@ What is done lies in `out/bench/frappe/runs.json`: an interrupted study goes on 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from benchmarks.channel import ROOT
 from benchmarks.frappe.page import page
 from benchmarks.frappe.study import complete, go_on, next_job
 from benchmarks.machine import machine
+from benchmarks.result import write
 
 
 def main() -> None:
@@ -35,8 +35,7 @@ def main() -> None:
         return
     command = f"python -m benchmarks.frappe --out {asked.out}"
     document = {"command": command, "machine": machine(), "runs": runs}
-    asked.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    asked.out.with_suffix(".md").write_text(page(document))
+    write(asked.out, document, page(document))
     print(page(document))
 
 

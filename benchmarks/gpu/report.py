@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import sentence
+from benchmarks.result import write
 
 Document = dict[str, Any]
 """`machine`, `device`, `driver`, `size`, `commands`, and `parts`: by name `title`, `status`, `seconds`, `log`
@@ -121,8 +122,7 @@ def main(given_arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(given_arguments)
     document = merged([json.loads(path.read_text()) for path in given.calls])
-    given.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    given.out.with_suffix(".md").write_text(markdown(document))
+    write(given.out, document, markdown(document))
     tables = document["parts"].get("tables", {}).get("facts", {}).get("document")
     if tables and tables["rows"]:
         from benchmarks.embeddings.chart import svg  # torch is not needed for the rest
