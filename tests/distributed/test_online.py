@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,9 @@ from prismrec.data.windows import Position, Slice
 from prismrec.jobs.evaluate import measure
 from prismrec.jobs.publish import bundle_of_checkpoint
 from prismrec.serving.inference import InferenceModel
+from prismrec.train import online
 from prismrec.train.online import windowed
+from prismrec.train.watchdog import EXIT_CODE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import write_rows
 from tests.helpers.streams import (
@@ -168,3 +173,36 @@ def test_a_version_is_asked_for_with_rows_that_it_has_not_seen(
     assert (facts["step"], facts["slice"]["start"]) == (12, 300)
     assert read_manifest(periods[0].checkpoint).step == 12
     assert periods[0].run.held_out.exists()
+
+
+class Hung(Exception):  # noqa: N818 - the end of a test
+    """In the place of what never ends."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_hang_before_the_first_step_of_a_window_is_seen(
+    stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise SystemExit  # of the watching thread
+
+    def hang(*_: Any) -> None:
+        deadline = time.monotonic() + 20
+        while not codes and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise Hung
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(online.Evaluator, "run", hang)
+    recipe, run = stream_recipe(stream, "train.hang_timeout_s=0.2"), tmp_path / "run"
+    (run / "log").mkdir(parents=True)
+    with pytest.raises(Hung):
+        stream_each([OnlineStart(recipe, run)])
+    assert codes == [EXIT_CODE]
+    assert (
+        "no step was finished in 0.2 s after step 0; all ranks live"
+        in (run / "hang.txt").read_text()
+    )

@@ -37,6 +37,7 @@ def write_held_out(recipe: Recipe, splits: Splits, sharded: ShardedModel, path: 
     before = (0,) * reader.lanes.num_lanes
     with evaluation_mode(sharded), full_precision(leaf):
         for step, (batch, state) in enumerate(reader.epoch()):
+            splits.on_batch()
             logits = predict_batch(sharded, batch.to(sharded.ranks.device))
             if sharded.ranks.is_first:
                 tables.append(

@@ -265,13 +265,9 @@ def _train_slice(run: _Run) -> str:
     if rows:
         splits = Splits(recipe, source, run.session.ranks, run.encoders)
         splits.agree()
-        if not state.offsets:
-            found = _evaluate(run, recipe, splits, part) if part.kind == "window" else {}
-            _record(run, part, rows, found)
-        stopped = _train_rows(run, splits)
+        stopped = _use_rows(run, recipe, splits, part, rows)
         if stopped:
             return stopped
-        run.session.log(splits.id_counts().metrics(), state)
     else:
         state.epoch += 1
     run.position.done(has_rows=rows > 0)
@@ -291,7 +287,28 @@ def _count(recipe: Recipe, source: DataSource) -> int:
     return int(count_rows(source, rows).sum())
 
 
-def _train_rows(run: _Run, splits: Splits) -> str:
+def _use_rows(run: _Run, recipe: Recipe, splits: Splits, part: Slice, rows: int) -> str:
+    """Evaluate and train on the `rows` rows of the current slice, watched for ranks that hang.
+
+    Collective: every rank calls it.
+    """
+    state, session = run.state, run.session
+    with Watchdog(session.ranks, session.files, run.recipe.train.hang_timeout_s) as watchdog:
+        splits.on_batch = lambda: watchdog.moved(state.step, "an evaluated batch")
+        watchdog.moved(state.step)
+        watchdog.begin()
+        if not state.offsets:
+            is_window = part.kind == "window"
+            found = _evaluate(run, recipe, splits, part, watchdog) if is_window else {}
+            watchdog.moved(state.step)
+            _record(run, part, rows, found)
+        stopped = _train_rows(run, splits, watchdog)
+        if not stopped:
+            session.log(splits.id_counts().metrics(), state)
+    return stopped
+
+
+def _train_rows(run: _Run, splits: Splits, watchdog: Watchdog) -> str:
     """Train on the rows of the current slice from the state's offsets on.
 
     Collective: every rank calls it.
@@ -300,9 +317,7 @@ def _train_rows(run: _Run, splits: Splits) -> str:
     sentinel = run.sentinel
     lanes = splits.train.lanes
     total = state.step + lanes.steps(state.offsets or [0] * lanes.num_lanes)
-    seconds = run.recipe.train.hang_timeout_s
-    watchdog = Watchdog(session.ranks, session.files, seconds)
-    with watchdog, Feed(splits, state, total) as feed:
+    with Feed(splits, state, total) as feed:
         watchdog.follow(feed)
         while state.step < total:
             stopped = run.stop.agreed()
@@ -325,7 +340,9 @@ def _train_rows(run: _Run, splits: Splits) -> str:
     return ""
 
 
-def _evaluate(run: _Run, recipe: Recipe, splits: Splits, part: Slice) -> dict[str, float]:
+def _evaluate(
+    run: _Run, recipe: Recipe, splits: Splits, part: Slice, watchdog: Watchdog
+) -> dict[str, float]:
     """Metrics of a window that nobody has trained on, and a version of the model if one is due.
 
     Collective: every rank calls it.
@@ -340,7 +357,7 @@ def _evaluate(run: _Run, recipe: Recipe, splits: Splits, part: Slice) -> dict[st
         done, every = run.position.windows, run.section.publish_every
         is_due = every > 0 and done > 0 and done % every == 0
         if is_due:
-            _request(run, recipe, splits, part)
+            _request(run, recipe, splits, part, watchdog)
     return report.metrics
 
 
@@ -360,14 +377,15 @@ def _record(run: _Run, part: Slice, rows: int, metrics: dict[str, float]) -> Non
     PeriodFiles(run.session.files.directory).append_slice(line)
 
 
-def _request(run: _Run, recipe: Recipe, splits: Splits, part: Slice) -> None:
+def _request(run: _Run, recipe: Recipe, splits: Splits, part: Slice, watchdog: Watchdog) -> None:
     """Put a copy of the weights and the window's rows aside, for whoever publishes them.
 
     Collective: every rank calls it.
     """
     run.sentinel.check()
     run.saver.beside = run.position.to_json()
-    run.saver.finish(run.state)
+    with watchdog.paused():
+        run.saver.finish(run.state)
     checkpoint = run.saver.newest()
     period = PeriodFiles(run.session.files.directory).period(run.position.windows)
     is_first = run.session.ranks.is_first
@@ -379,7 +397,8 @@ def _request(run: _Run, recipe: Recipe, splits: Splits, part: Slice) -> None:
         return  # the run was resumed in this window
     write_held_out(recipe, splits, run.sharded, period.run.held_out)
     if is_first:
-        shutil.copytree(checkpoint, period.checkpoint, copy_function=_link)
+        with watchdog.paused():
+            shutil.copytree(checkpoint, period.checkpoint, copy_function=_link)
         shutil.copy(run.session.files.plan, period.run.plan)
         period.request(
             {

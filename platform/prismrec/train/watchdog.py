@@ -110,7 +110,12 @@ class Watchdog:
         Args:
             feed: the training batches, which know the newest one and whether the loop waits for it.
         """
-        self._feed, self._moved, self._is_paused = feed, time.monotonic(), False
+        self._feed = feed
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to watch without a feed: no training batch is asked for yet."""
+        self._moved, self._is_paused = time.monotonic(), False
 
     def moved(self, step: int, at: str = "a step") -> None:
         """This rank has got on.

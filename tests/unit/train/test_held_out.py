@@ -48,7 +48,10 @@ def test_every_test_row_has_the_trainers_logit(
     recipe: Recipe, ranks: Ranks, tmp_path: Path
 ) -> None:
     splits, sharded = build(recipe, ranks, is_bf16=False)
+    told: list[int] = []
+    splits.on_batch = lambda: told.append(1)
     write_held_out(recipe, splits, sharded, tmp_path / "rows.parquet")
+    assert len(told) == splits.held_out().num_steps, "whoever watches sees it get on"
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.num_rows == ROWS["test"], "padding is left out"
     assert table.column_names[:7] == ["user", "item", "tags", "seen", "tag_weights", "x", "y"]
