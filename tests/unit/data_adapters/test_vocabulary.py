@@ -32,6 +32,22 @@ def test_values_without_an_id_are_null_alone_and_minus_one_in_bags() -> None:
     assert numbers.encode(pa.array([20, 30, -1, None])).to_pylist() == [1, None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("known", "given"),
+    [
+        (pa.int32(), pa.array([1, 2**31, 2**32 + 1, -1])),
+        (pa.int64(), pa.array([1, 2**63, 2**64 - 1, 0], pa.uint64())),
+        (pa.uint64(), pa.array([1, -1, -(2**63), 0])),
+        (pa.int8(), pa.array([1, 2**31 - 1, 257, 0], pa.int32())),
+    ],
+)
+def test_an_integer_beyond_the_type_of_the_vocabulary_has_no_id(
+    known: pa.DataType, given: pa.Array
+) -> None:
+    assert Vocabulary(pa.array([1], known)).encode(given).to_pylist() == [0, None, None, None]
+    assert Vocabulary(pa.array([], known)).encode(given).null_count == 4
+
+
 def test_min_count_and_empty_columns() -> None:
     counts = ValueCounts()
     counts.update(pa.array([["x"], ["y", "x"]]))

@@ -44,15 +44,21 @@ class Vocabulary:
         return max(1, len(self.values))
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> pa.Array:
-        """Ids of a column of values as int64; null where there is no value or it has no id."""
+        """Ids of a column of values as int64; null where there is no value or it has no id.
+
+        Integers may be of another width than those of the vocabulary.
+        """
         column = _one_chunk(column)
         if self._sorted is None or not pa.types.is_integer(column.type):
             return pc.index_in(column, value_set=self.values).cast(pa.int64())
-        raw = column.fill_null(0).cast(self.values.type).to_numpy()
+        raw = column.fill_null(0).to_numpy()
+        limits = np.iinfo(self._sorted.dtype)
+        fits = (raw >= limits.min) & (raw <= limits.max)
+        raw = raw.astype(self._sorted.dtype)
         ids = np.searchsorted(self._sorted, raw)
         inside = np.minimum(ids, max(len(self._sorted) - 1, 0))
         known = self._sorted[inside] == raw if len(self._sorted) else np.zeros(len(raw), bool)
-        known &= column.is_valid().to_numpy(zero_copy_only=False)
+        known &= fits & column.is_valid().to_numpy(zero_copy_only=False)
         return pa.array(ids.astype(np.int64), mask=~known)
 
     def encode_bags(self, column: pa.Array | pa.ChunkedArray) -> pa.Array:

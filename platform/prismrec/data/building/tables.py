@@ -88,8 +88,6 @@ class OpenJoin:
         read = list(filtered_tables(self.source, (), self.columns, self.where))
         table = pa.concat_tables(read).combine_chunks()
         key = self.join.key_column
-        if pa.types.is_integer(table.schema.field(key).type):
-            table = _widened(table, key)
         table = table.filter(table.column(key).is_valid()).sort_by(key).combine_chunks()
         keys = table.column(key)
         keys = keys.chunk(0) if keys.num_chunks else pa.array([], keys.type)
@@ -153,13 +151,6 @@ def _family(type_: pa.DataType) -> str | None:
         return "whole number"
     is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_)
     return "text" if is_text else None
-
-
-def _widened(table: pa.Table, key: str) -> pa.Table:
-    """The table with keys of 64 bits, which keys of the rows are looked up in whatever their width."""
-    type_ = table.schema.field(key).type
-    wide = type_ if type_ == pa.uint64() else pa.int64()
-    return table.set_column(table.column_names.index(key), key, table.column(key).cast(wide))
 
 
 def _first_repeated(keys: pa.Array) -> int | None:
