@@ -84,9 +84,10 @@ class Replica:
 
     def __init__(self, serving: Serving) -> None:
         registry = Registry(serving.uri)
-        found = registry.resolve(serving.model)
-        self._scorer = Scorer(load_served(found), serving.limits)
+        with registry.resolve(serving.model) as found:
+            served = load_served(found)
         self._metrics = ServerMetrics(lambda: self._scorer.model)
+        self._scorer = Scorer(served, serving.limits, self._metrics.scored)
         self._threads = ThreadPoolExecutor(1, "score")
         self.endpoint = build_endpoint(
             self._scorer, self._score, self._metrics, serving.token_digest
@@ -108,6 +109,5 @@ class Replica:
     @serve.batch(max_batch_size=MOST_TOGETHER, batch_wait_timeout_s=0.0)
     async def _score(self, requests: list[Request]) -> list[Outcome]:
         """Score whatever has come in while the requests before were scored."""
-        self._metrics.scored(sum(each.rows for each in requests))
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._scorer.score, requests)

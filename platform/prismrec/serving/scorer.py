@@ -6,7 +6,7 @@ Notation: B rows of a request, T tasks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -70,11 +70,15 @@ class Scorer:
     Args:
         model: the first model.
         limits: what a request may be.
+        scored: told the rows that got probabilities each time some were computed together.
     """
 
-    def __init__(self, model: ServedModel, limits: Limits) -> None:
+    def __init__(
+        self, model: ServedModel, limits: Limits, scored: Callable[[int], None] | None = None
+    ) -> None:
         self._model = model
         self.limits = limits
+        self._scored = scored
 
     @property
     def model(self) -> ServedModel:
@@ -125,7 +129,11 @@ class Scorer:
             _log.exception("%s: a request failed", requests[0].model.label)
             return [error]
         parts = scores.split([each.rows for each in requests])
-        return [_finite(part) for part in parts]
+        outcomes = [_finite(part) for part in parts]
+        good = [len(each) for each in outcomes if isinstance(each, Tensor)]
+        if good and self._scored is not None:
+            self._scored(sum(good))
+        return outcomes
 
 
 def _probabilities(model: InferenceModel, sides: Sides) -> Tensor:

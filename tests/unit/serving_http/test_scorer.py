@@ -84,6 +84,26 @@ def test_one_wrong_request_spares_the_others(scorer: Scorer) -> None:
     assert third.message.startswith("row 1: its numbers are too large")
 
 
+def test_rows_are_counted_as_they_were_scored(tmp_path: Path) -> None:
+    counted: list[int] = []
+    model = ServedModel(make_world().model(tmp_path), "ctr", 1)
+    scorer = Scorer(model, Limits(rows=40), counted.append)
+    good = random_raw(4)
+    wrong = {**good, "hist": [[1]] * 4, "hist_w": [[1.0], [1.0], [1.0, 2.0], [1.0]]}
+    huge = {**good, "age": [0.0, 3e38, 0.0, 0.0]}
+    shared = {name: values for name, values in random_raw(5).items() if name != "age"}
+    alone = scorer.read(json.dumps({"inputs": shared, "shared": {"age": 0.5}}).encode())
+    more = scorer.read(body(random_raw(6)))
+    scorer.score([scorer.read(body(good)), alone, more])
+    assert sorted(counted) == [5, 10]
+    counted.clear()
+    scorer.score([scorer.read(body(each)) for each in (good, wrong, huge)])
+    assert counted == [4]
+    counted.clear()
+    scorer.score([scorer.read(body(wrong))])
+    assert counted == []
+
+
 def test_a_request_is_answered_by_the_model_it_was_read_for(scorer: Scorer, tmp_path: Path) -> None:
     raw = random_raw(3)
     before = scorer.read(body(raw))

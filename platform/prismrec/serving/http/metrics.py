@@ -59,7 +59,7 @@ class ServerMetrics:
         self._seconds.labels(path).observe(seconds)
 
     def scored(self, rows: int) -> None:
-        """Count the rows of requests that were scored together."""
+        """Count rows that were scored together, those of requests that failed left out."""
         self._batch.observe(rows)
         self._rows.inc(rows)
 
