@@ -227,15 +227,16 @@ def idle_share(server: Server, seconds: float = 5.0) -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both servers at every batch size."""
     registry = Registry(options.tracking_uri)
-    found = registry.resolve(options.model)
-    sent = bodies(InferenceModel.load(found.path), options.data)
+    with registry.resolve(options.model) as found:
+        model = InferenceModel.load(found.path)
+    sent = bodies(model, options.data)
     turns = max(round(options.seconds / options.turn), 1)
     document: dict[str, Any] = {
         "machine": machine(),
         "clients": options.clients,
         "turn_seconds": options.turn,
         "turns": turns,
-        "table_type": InferenceModel.load(found.path).table_type,
+        "table_type": model.table_type,
         "batches": {},
     }
     with tempfile.TemporaryDirectory() as scratch:

@@ -124,7 +124,8 @@ def main() -> None:
     """Measure, print the page, and write it where `--out` says."""
     asked = arguments()
     torch.set_num_threads(asked.threads)
-    model = InferenceModel.load(Registry(asked.uri).resolve(asked.model).path)
+    with Registry(asked.uri).resolve(asked.model) as found:
+        model = InferenceModel.load(found.path)
     scorer = Scorer(ServedModel(model, asked.model, None), Limits(body_bytes=2**28))
     document: dict[str, Any] = {
         "command": "python -m benchmarks.shared_columns " + " ".join(sys.argv[1:]),

@@ -57,9 +57,8 @@ def opened_model(model: str, uri: str) -> Iterator[OpenedModel]:
     Raises:
         UserError: there is no such model.
     """
-    found = Registry(uri).resolve(model)
-    path, info = found.path, found.version
-    with tempfile.TemporaryDirectory() as scratch:
+    with Registry(uri).resolve(model) as found, tempfile.TemporaryDirectory() as scratch:
+        path, info = found.path, found.version
         if not found.is_bundle:
             checkpoint = find_checkpoint(path)
             path = bundle_of_checkpoint(checkpoint, Path(scratch) / "model")

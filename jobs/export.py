@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from prismrec.config import Recipe, UserError
 from prismrec.config.train import ExportSection
 from prismrec.data.source import open_data
 from prismrec.data.values import one_array
+from prismrec.data.write import staged
 from prismrec.jobs.evaluate import check_not_empty, labelled, split_tables
 from prismrec.jobs.publish import bundle_of_checkpoint
 from prismrec.serving.bundle import DenseType
@@ -90,7 +89,8 @@ def export_recoded(model: str, out: Path, uri: str, options: ExportOptions) -> d
     Args:
         model: as for `Registry.resolve`; fp32 in the registry, or the directory of a run or
             checkpoint.
-        out: the directory to make; nothing stays of a copy that costs too much.
+        out: the directory to make, which appears when the copy is found good; nothing stays of one
+            that costs too much.
         uri: tracking URI of the registry.
         options: what to make.
 
@@ -109,17 +109,13 @@ def export_recoded(model: str, out: Path, uri: str, options: ExportOptions) -> d
     asked = _Asked(_bounds(options, tables), _program_format(options))
     if out.exists():
         raise UserError(f"{out}: already there; choose another directory")
-    with _exact_copy(model, uri) as (path, data):
+    with _exact_copy(model, uri) as (path, data), staged(out) as stage:
         exact = InferenceModel.load(path)
         sample = _sample(exact.recipe, options.data or data, list(exact.columns), options)
-        recode_bundle(path, out, tables, dense)
-        try:
-            report = {"model": model, "tables": tables, "dense": dense}
-            report |= _compared(exact, path, out, sample, asked)
-            (out / REPORT).write_text(json.dumps(_without_nan(report), indent=1) + "\n")
-        except BaseException:
-            shutil.rmtree(out)
-            raise
+        recode_bundle(path, stage, tables, dense)
+        report = {"model": model, "tables": tables, "dense": dense}
+        report |= _compared(exact, path, stage, sample, asked)
+        (stage / REPORT).write_text(json.dumps(_without_nan(report), indent=1) + "\n")
     return report
 
 
@@ -205,12 +201,11 @@ def _bounds(options: ExportOptions, tables: TableType) -> Bounds:
 @contextmanager
 def _exact_copy(model: str, uri: str) -> Iterator[tuple[Path, str | None]]:
     """An fp32 inference copy, and where the data of its training were."""
-    found = Registry(uri).resolve(model)
-    if found.is_bundle:
-        yield found.path, found.version.data if found.version else None
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield bundle_of_checkpoint(find_checkpoint(found.path), Path(scratch) / "model"), None
+    with Registry(uri).resolve(model) as found, tempfile.TemporaryDirectory() as scratch:
+        if found.is_bundle:
+            yield found.path, found.version.data if found.version else None
+        else:
+            yield bundle_of_checkpoint(find_checkpoint(found.path), Path(scratch) / "model"), None
 
 
 def _sample(recipe: Recipe, data: str | None, names: list[str], options: ExportOptions) -> _Sample:
@@ -239,7 +234,7 @@ def _logits(model: InferenceModel, sample: _Sample) -> Tensor:
                 {name: array.slice(start, _AT_ONCE) for name, array in sample.columns.items()},
                 calibrated=False,
             )
-            for start in itertools.takewhile(lambda at: at < rows, itertools.count(0, _AT_ONCE))
+            for start in range(0, rows, _AT_ONCE)
         ]
     )
 

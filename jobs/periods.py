@@ -179,7 +179,8 @@ def _register(
         if holder is None:
             registry.promote(info.uri, gate_metric(recipe), force=True)
     else:
-        rival = _measured(recipe, registry.resolve(holder.uri).path, part)
+        with registry.resolve(holder.uri) as found:
+            rival = _measured(recipe, found.path, part)
         facts |= {"champion": holder.uri, "champion_metrics": rival}
         tracker.log_metrics({f"champion/{k}": v for k, v in rival.items()}, period.facts()["step"])
         this, other = Rival(info.label, metrics), Rival(holder.label, rival)

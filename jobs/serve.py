@@ -71,7 +71,8 @@ def serve_model(model: str, uri: str, options: ServeOptions, ready: Callable[[st
     """
     _check(options)
     registry = Registry(uri)
-    found = registry.resolve(model)
+    with registry.resolve(model) as found:
+        name = found.version.label if found.version else str(found.path)
     token_file = options.token_file or default_token_file()
     digest = token_digest(token_file) if options.ask_token else None
     _set_up_ray_serve(options)
@@ -80,7 +81,6 @@ def serve_model(model: str, uri: str, options: ServeOptions, ready: Callable[[st
 
         serving = Serving(model, registry.uri, digest, options.limits, options.watch_s)
         with _stop_signals() as stopped, _deployed(serving, options):
-            name = found.version.label if found.version else str(found.path)
             addresses = " ".join(f"http://{options.host}:{port}" for port in _ports(options))
             token = f"token in {token_file}" if options.ask_token else "no token is asked for"
             ready(f"{name} at {addresses}\n{token}; Ctrl-C ends it")

@@ -30,7 +30,7 @@ def recode_bundle(source: Path, out: Path, table_type: TableType, dense_type: De
 
     Args:
         source: an fp32 inference copy.
-        out: the directory to make; it must not exist.
+        out: the directory to make; it must not exist or be empty.
         table_type: type of the stored tables.
         dense_type: type of the stored weights of the dense part.
 
@@ -38,10 +38,10 @@ def recode_bundle(source: Path, out: Path, table_type: TableType, dense_type: De
         `out`.
 
     Raises:
-        UserError: `out` exists, the source is damaged or is not fp32 throughout, or a table does
+        UserError: `out` is taken, the source is damaged or is not fp32 throughout, or a table does
             not fit the type.
     """
-    if out.exists():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already there; choose another directory")
     manifest = read_manifest(source)
     check_files(source, manifest)

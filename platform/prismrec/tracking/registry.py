@@ -7,10 +7,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow.artifacts
 import mlflow.pyfunc
@@ -218,27 +219,42 @@ class Registry:
         name, alias, version = match["name"], match["alias"], match["version"]
         return self._version(name, version or self._holder_or_error(name, alias))
 
-    def resolve(self, model: str) -> ResolvedModel:
+    @contextmanager
+    def resolve(self, model: str) -> Iterator[ResolvedModel]:
         """The files of a model: as `show`, or the directory of a checkpoint or inference copy.
 
-        A copy at a remote server is downloaded to a temporary directory.
+        A copy at a remote server is downloaded to a temporary directory, which is gone when the
+        context ends; what lies on a file system of this machine is read where it is, and stays.
 
         Raises:
             UserError: there is no such model.
         """
         if not model.startswith("models:/") and Path(model).is_dir():
-            return ResolvedModel(Path(model))
+            yield ResolvedModel(Path(model))
+            return
         info = self.show(model)
-        with _told(self.uri):
-            stored = self._client.get_model_version_download_uri(info.name, str(info.version))
-            # The folder of artifacts holds one entry, named as the bundle was when logged.
-            artifacts = Path(
-                mlflow.artifacts.download_artifacts(f"{stored}/artifacts", tracking_uri=self.uri)
+        with ExitStack() as stack:
+            with _told(self.uri):
+                artifacts = self._artifacts(info, stack)
+            found = [path for path in artifacts.iterdir() if is_bundle(path)]
+            if len(found) != 1:
+                raise UserError(f"{info.label} was not registered by prismrec; register it again")
+            yield ResolvedModel(found[0], info)
+
+    def _artifacts(self, info: ModelVersionInfo, stack: ExitStack) -> Path:
+        """The folder that holds one entry, named as the bundle was when logged; `stack` removes it where
+        it had to be downloaded.
+        """
+        stored = self._client.get_model_version_download_uri(info.name, str(info.version))
+        scratch = None
+        if urlsplit(stored).scheme not in ("", "file"):
+            made = tempfile.TemporaryDirectory(prefix="prismrec-", ignore_cleanup_errors=True)
+            scratch = stack.enter_context(made)
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                f"{stored}/artifacts", dst_path=scratch, tracking_uri=self.uri
             )
-        found = [path for path in artifacts.iterdir() if is_bundle(path)]
-        if len(found) != 1:
-            raise UserError(f"{info.label} was not registered by prismrec; register it again")
-        return ResolvedModel(found[0], info)
+        )
 
     def promote(
         self,
@@ -304,8 +320,8 @@ class Registry:
         """
         if out.exists():
             raise UserError(f"{out}: already there; choose another directory")
-        with staged(out) as stage:
-            shutil.copytree(self.resolve(model).path, stage, dirs_exist_ok=True)
+        with staged(out) as stage, self.resolve(model) as found:
+            shutil.copytree(found.path, stage, dirs_exist_ok=True)
         return out
 
     def _version(self, name: str, version: str) -> ModelVersionInfo:

@@ -147,14 +147,25 @@ class MlflowTracker:
             self._put_metrics(entries[start : start + _METRICS_PER_REQUEST])
 
     def send_kept(self, path: Path) -> int:
-        """Record metrics that an earlier tracker of this run had to keep, as of then; their number."""
-        if not path.exists():
+        """Record metrics that an earlier tracker of this run had to keep, as of then; their number.
+
+        Until they are delivered they lie under another name beside `path`, where the next call finds
+        them if this process is killed; MLflow takes one that it has already for the same. What cannot
+        be read, such as a line that was not written to its end, is left out with a warning.
+        """
+        sending = path.with_suffix(".sending.jsonl")
+        _append(path, sending)
+        if not sending.exists():
             return 0
-        lines = path.read_text().splitlines()
-        path.unlink()  # what is not delivered this time either is kept anew
-        for line in lines:
-            self._put_metrics([Metric(*entry) for entry in json.loads(line)])
-        return len(lines)
+        lines = sending.read_text(errors="replace").split("\n")
+        records = [_read_metrics(line) for line in lines if line]
+        found = [each for each in records if each is not None]
+        if len(found) < len(records):
+            _log.warning("%s: %d lines are damaged", path, len(records) - len(found))
+        for metrics in found:
+            self._put_metrics(metrics)
+        self._delivery.put(_Forget(sending))
+        return len(found)
 
     def _put_metrics(self, metrics: list[Metric]) -> None:
         send = partial(self._client.log_batch, self.run_id, metrics=metrics)
@@ -195,28 +206,35 @@ class MlflowTracker:
             self._sampler = None
         if self._owns_status:
             self._put(lambda: self._client.set_terminated(self.run_id, status))
-        left = self._delivery.close(timeout_s)
-        if left:
-            kept = self._keep(self._delivery.left())
+        if self._delivery.close(timeout_s):
+            records = self._delivery.left()
+            kept = self._keep(records)
+            left = sum(not isinstance(each, _Forget) for each in records)
             where = f" (metrics are kept in {self.kept}, --resume sends them)" if kept else ""
             _log.warning(
                 "%d records of run %s are lost but for %d: %s did not take them within %g s%s",
                 left, self.run_id, kept, without_password(self.uri), timeout_s, where,
             )  # fmt: skip
-        return not left
+            return not left
+        return True
 
     def _keep(self, records: list[Send]) -> int:
         """Put the metrics among the records into the file for them; the number of these records."""
         metrics = [each.metrics for each in records if isinstance(each, _Metrics)]
-        if self.kept is None or not metrics:
+        if self.kept is None:
             return 0
         rows = [[[m.key, m.value, m.timestamp, m.step] for m in each] for each in metrics]
         try:
             with self.kept.open("a") as file:
+                if file.tell():
+                    file.write("\n")  # ends a line that was torn
                 file.writelines(json.dumps(each) + "\n" for each in rows)
         except OSError as error:
             _log.warning("%s: metrics cannot be kept: %s", self.kept, error.strerror)
             return 0
+        for each in records:
+            if isinstance(each, _Forget):
+                each()
         return len(metrics)
 
     def flush(self, timeout_s: float = 60.0) -> bool:
@@ -244,6 +262,37 @@ class _Metrics:
 
     def __call__(self) -> None:
         _deliver(self.send)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """Removes a file of kept metrics, once the records before it have arrived."""
+
+    path: Path
+
+    def __call__(self) -> None:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s: cannot be removed: %s", self.path, error.strerror)
+
+
+def _append(path: Path, to: Path) -> None:
+    """Move a file to the end of another; killed in between, it is in both."""
+    if path.exists() and not to.exists():
+        path.rename(to)
+    elif path.exists():
+        with to.open("a") as file:
+            file.write("\n" + path.read_text(errors="replace"))
+        path.unlink()
+
+
+def _read_metrics(line: str) -> list[Metric] | None:
+    """The metrics of a line of kept ones, None where it is damaged."""
+    try:
+        return [Metric(key, value, at, step) for key, value, at, step in json.loads(line)]
+    except (ValueError, TypeError):
+        return None
 
 
 def _deliver(send: Callable[[], Any]) -> None:

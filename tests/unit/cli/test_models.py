@@ -14,6 +14,7 @@ import torch
 
 from prismrec.cli.main import main
 from prismrec.config.train import TrackingSection
+from prismrec.jobs import export
 from prismrec.serving.inference import InferenceModel
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
@@ -128,10 +129,8 @@ def test_export_with_other_types(
     loose = ("--max-auc-change", "0.1", "--max-logloss-change", "0.1")
     assert run(*command, "--tables", "int8", "--dense", "bf16", *loose, "--json") == 0
     report = strict_json(capsys.readouterr().out)
-    exact, made = (
-        InferenceModel.load(Registry(registered).resolve("ctr/2").path),
-        InferenceModel.load(out),
-    )
+    with Registry(registered).resolve("ctr/2") as found:
+        exact, made = InferenceModel.load(found.path), InferenceModel.load(out)
     assert (made.table_type, made.manifest.dense_type) == ("int8", "bf16")
     rows = random_raw(120, 2)
     difference = (made.predict_logits(rows) - exact.predict_logits(rows)).abs().max(0).values
@@ -150,6 +149,24 @@ def test_export_with_other_types(
     again = ("models", "export", str(out), tmp_path / "next", "--tables", "fp16")
     assert run(*again, "--data", data, "--split", "all") == 2
     assert "has int8 tables and a bf16 dense part" in capsys.readouterr().err
+
+
+def test_an_export_appears_when_it_is_checked(
+    data: Path, section: TrackingSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, there = tmp_path / "small", []
+
+    def measured(*_: Any) -> dict[str, Any]:
+        there.append(out.exists())
+        return {}
+
+    monkeypatch.setattr(export, "measure_latency", measured)
+    model = make_world().bundle(tmp_path)
+    loose = ("--max-auc-change", "1", "--max-logloss-change", "1", "--tracking-uri", section.uri)
+    command = ("models", "export", model, out, "--tables", "int8", "--data", data, *loose)
+    assert run(*command, "--split", "all", "--json") == 0
+    assert there == [False]
+    assert InferenceModel.load(out).table_type == "int8"
 
 
 def test_evaluate_against_another_version(registered: str, data: Path, capsys: Captured) -> None:

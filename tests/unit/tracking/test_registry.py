@@ -101,12 +101,14 @@ def test_files_by_every_name_of_a_model(section: TrackingSection, tmp_path: Path
         info.run,
         str(tmp_path / "a" / "bundle-fp32"),
     ):
-        found = registry.resolve(model)
-        assert found.is_bundle
-        assert torch.allclose(
-            InferenceModel.load(found.path).predict_logits(RAW), expected, atol=2e-6
-        )
-    assert registry.resolve(str(tmp_path)).is_bundle is False
+        with registry.resolve(model) as found:
+            assert found.is_bundle
+            logits = InferenceModel.load(found.path).predict_logits(RAW)
+        assert torch.allclose(logits, expected, atol=2e-6)
+        assert found.path.is_dir()  # it is where the registry keeps it
+    with registry.resolve(str(tmp_path)) as found:
+        assert found.is_bundle is False
+    assert tmp_path.is_dir()
     out = registry.export("ctr@champion", tmp_path / "out")
     assert torch.allclose(InferenceModel.load(out).predict_logits(RAW), expected, atol=2e-6)
     with pytest.raises(UserError, match=r"out: already there; choose another directory"):
@@ -123,8 +125,8 @@ def test_names_of_no_model(section: TrackingSection, tmp_path: Path) -> None:
         "somewhere": r"'somewhere' is no model; give models:/NAME@ALIAS",
         "0" * 32: r"run 0+ has registered no model",
     }.items():
-        with pytest.raises(UserError, match=expected):
-            registry.resolve(model)
+        with pytest.raises(UserError, match=expected), registry.resolve(model):
+            pass
     with pytest.raises(UserError, match=r"not an inference copy"):
         registry.register("0" * 32, tmp_path, "ctr", {}, {})
 
@@ -133,7 +135,8 @@ def test_the_logged_model_is_code_and_plain_numbers(
     section: TrackingSection, tmp_path: Path
 ) -> None:
     info = register(section, tmp_path / "a", auc=0.7)
-    logged = Registry(section.uri).resolve(info.uri).path.parent.parent
+    with Registry(section.uri).resolve(info.uri) as found:
+        logged = found.path.parent.parent
     files = sorted(
         path.relative_to(logged).as_posix() for path in logged.rglob("*") if path.is_file()
     )

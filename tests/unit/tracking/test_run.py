@@ -121,9 +121,68 @@ def test_a_run_outlives_a_server_that_is_away_and_its_model_is_registered_there(
     bundle = make_world().bundle(tmp_path)
     registry = Registry(uri)
     registry.register(tracker.run_id, bundle, "ctr", {"click/auc": 0.7}, {"data": "rows"})
-    resolved = registry.resolve("models:/ctr@champion")
-    assert read_manifest(resolved.path) == read_manifest(bundle)
-    assert tmp_path not in resolved.path.parents  # it came over the wire
+    with registry.resolve("models:/ctr@champion") as resolved:
+        assert read_manifest(resolved.path) == read_manifest(bundle)
+        assert tmp_path not in resolved.path.parents  # it came over the wire
+    assert not resolved.path.exists()
+    assert not resolved.path.parent.exists()
+
+
+def losses(tracker: MlflowTracker) -> list[tuple[int, float]]:
+    history = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "loss")
+    return sorted((each.step, each.value) for each in history)
+
+
+def kept_line(step: int) -> str:
+    return json.dumps([["loss", step / 10, 1_700_000_000_000 + step, step]]) + "\n"
+
+
+def test_kept_metrics_are_sent_but_for_a_torn_line(
+    section: TrackingSection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "undelivered.jsonl"
+    kept.write_text(kept_line(1) + kept_line(2) + kept_line(3)[:20])
+    tracker = MlflowTracker.start(section, "torn")
+    tracker.kept = kept
+    assert tracker.send_kept(kept) == 2
+    assert "undelivered.jsonl: 1 lines are damaged" in caplog.text
+    assert tracker.close()
+    assert losses(tracker) == [(1, 0.1), (2, 0.2)]
+    assert not list(tmp_path.glob("undelivered*"))
+    assert MlflowTracker.resume(section, tracker.run_id).send_kept(kept) == 0
+
+
+def test_kept_metrics_outlive_a_process_that_is_killed_and_a_server_that_stays_away(
+    section: TrackingSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "undelivered.jsonl"
+    kept.write_text(kept_line(1) + kept_line(2)[:20])
+    first = MlflowTracker.start(section, "away")
+    assert first.flush()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        killed = MlflowTracker.resume(section, first.run_id)
+        assert killed.send_kept(kept) == 1  # and that is the end of it
+        kept.write_text(kept_line(2))
+        second = MlflowTracker.resume(section, first.run_id)
+        second.kept = kept
+        assert second.send_kept(kept) == 2
+        second.log_metrics({"loss": 0.3}, 3)
+        assert not second.close(timeout_s=0.1)
+        assert [path.name for path in tmp_path.glob("undelivered*")] == [kept.name]
+        killed._delivery.close(0)
+    with kept.open("a") as file:
+        file.write(kept_line(9)[:20])
+    tracker = MlflowTracker.resume(section, first.run_id)
+    tracker.kept = kept
+    assert tracker.send_kept(kept) == 3
+    assert tracker.close()
+    assert losses(tracker) == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert not list(tmp_path.glob("undelivered*"))
 
 
 def test_a_server_that_never_was_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

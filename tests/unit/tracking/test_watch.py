@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,46 @@ def test_an_alias_is_followed(
     gone = AliasWatch(registry, "models:/ctr@nobody", 1, take_over, failed)
     assert not gone.look()
     assert len(failures) == 2
+
+
+def test_a_refused_version_is_fetched_once_and_let_go_of(
+    section: TrackingSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register(section, tmp_path / "a", auc=0.7)
+    second = register(section, tmp_path / "b", auc=0.71)
+    registry = Registry(section.uri)
+    registry.promote(second.uri, "click/auc")
+    held: list[str] = []
+    let_go: list[str] = []
+
+    @contextmanager
+    def resolve(model: str) -> Iterator[ResolvedModel]:
+        held.append(model)
+        yield ResolvedModel(tmp_path, registry.show(model))
+        let_go.append(model)
+
+    tries: list[ResolvedModel] = []
+
+    def refuse(found: ResolvedModel) -> None:
+        tries.append(found)
+        raise UserError("damaged")
+
+    monkeypatch.setattr(registry, "resolve", resolve)
+    monkeypatch.setattr(watch, "RETRY_S", 0.0)
+    following = AliasWatch(registry, "ctr@champion", 1, refuse, lambda: None)
+    for _ in range(3):
+        assert not following.look()
+    assert (len(tries), held, let_go) == (3, [second.uri], [])
+    registry.promote(first.uri, "click/auc", force=True)
+    assert not following.look()
+    assert let_go == [second.uri]
+    registry.promote(second.uri, "click/auc", force=True)
+    assert not following.look()
+    following.stop()
+    assert held == let_go == [second.uri] * 2
+    taking = AliasWatch(registry, "ctr@champion", 1, tries.append, lambda: None)
+    assert taking.look()
+    assert held == let_go == [second.uri] * 3
 
 
 def test_it_looks_by_itself(section: TrackingSection, tmp_path: Path) -> None:
