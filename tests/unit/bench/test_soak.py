@@ -18,8 +18,10 @@ def looks(per_1000_mib: float, files: int = 20, late_threads: int = 8) -> list[L
     found = []
     for step in range(500, 10_500, 500):
         base = int((100 + per_1000_mib * step / 1000) * MIB)
-        threads = late_threads if step > 7_500 else 8
-        found += [Look(step, base + more * MIB, files, threads) for more in (0, 0, 50)]
+        threads = late_threads if step >= 7_500 else 8
+        found += [
+            Look(step, base + more * MIB, files + more, threads + more) for more in (0, 0, 50)
+        ]
     return found
 
 
