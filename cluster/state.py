@@ -79,8 +79,12 @@ def state_directory() -> Path:
 
 
 def token_file() -> Path:
-    """Where the cluster's token is kept on this machine."""
-    return state_directory() / "auth_token"
+    """Where the cluster's token is kept on this machine, whether or not there is one yet.
+
+    It is the file that the environment names, or one of ours.
+    """
+    named = os.environ.get(TOKEN_PATH)
+    return Path(named).absolute() if named else state_directory() / "auth_token"
 
 
 def make_token() -> Path:

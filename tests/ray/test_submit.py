@@ -95,7 +95,8 @@ def holding(secret: str, *folders: Path) -> list[str]:
 def test_a_job_has_our_code_and_the_node_s_torch(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in machine.variables().items():
+    named = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(machine.state / "auth_token")}
+    for name, value in (machine.variables() | named).items():
         monkeypatch.setenv(name, value)
     from prismrec.jobs.remote import Jobs
     from prismrec.jobs.wheel import pack_wheel

@@ -63,7 +63,7 @@ def up(  # noqa: PLR0913 - the options of a command are its arguments
         output.note(
             f"others     prismrec cluster join {node.address}, with a copy of the token file"
         )
-        output.note(f"token file {state.token_file()}")
+        output.note(f"token file {_token_file() or f'none; the token is that of {state.TOKEN}'}")
 
 
 @app.command("join", epilog="Example: prismrec cluster join 10.0.0.1:6379")
@@ -133,10 +133,15 @@ def down() -> None:
 
 
 def _document(node: Any) -> dict[str, Any]:
+    keys = ("role", "address", "node_address", "dashboard", "interface", "pid")
+    return {**{key: getattr(node, key) for key in keys}, "token_file": _token_file()}
+
+
+def _token_file() -> str | None:
+    """The token's file; None where the environment names the token itself."""
     from prismrec.cluster import state
 
-    keys = ("role", "address", "node_address", "dashboard", "interface", "pid")
-    return {**{key: getattr(node, key) for key in keys}, "token_file": str(state.token_file())}
+    return None if os.environ.get(state.TOKEN) else str(state.token_file())
 
 
 def _show(node: Any) -> None:

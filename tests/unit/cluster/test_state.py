@@ -77,6 +77,14 @@ def test_our_token_is_presented_unless_another_is_named(tmp_path: Path) -> None:
     assert theirs == {state.TOKEN: "0" * 64, state.MODE: "token"}
 
 
+def test_the_token_s_file_is_the_one_that_is_named(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state.token_file() == home / "auth_token"
+    monkeypatch.setenv(state.TOKEN_PATH, str(tmp_path / "theirs"))
+    assert state.token_file() == tmp_path / "theirs"
+
+
 def test_no_token_is_made_up_where_there_is_none() -> None:
     environment: dict[str, str] = {}
     state.use_token(environment)
