@@ -9,11 +9,12 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any
+from typing import Any, cast
 
 from prismrec.cluster.members import check_members
 from prismrec.cluster.runtime import ray_runtime, talk_over_node_address
 from prismrec.config import Recipe, UserError
+from prismrec.jobs.order import Order
 from prismrec.jobs.worker import work
 from prismrec.train.run_files import RunFiles
 from prismrec.train.signals import take_signals
@@ -23,7 +24,7 @@ _END_S, _EMBEDDED_END_S = 60.0, 10.0
 a client that leaves while another of its threads waits for an answer crashes now and then."""
 
 
-def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
+def run_on_ray(recipe: Recipe, files: RunFiles, order: Order) -> None:
     """Run the workers under Ray Train; a lost worker restarts the group from its last checkpoint.
 
     Raises:
@@ -38,7 +39,7 @@ def run_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
         train_on_ray(recipe, files, order, stays=workers.address is not None)
 
 
-def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stays: bool) -> None:
+def train_on_ray(recipe: Recipe, files: RunFiles, order: Order, *, stays: bool) -> None:
     """Run the workers under the Ray that this process is connected to.
 
     Args:
@@ -58,8 +59,8 @@ def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stay
     counts = workers.counts
     is_gpu = _on_gpus(recipe.train.device)
     trainer = TorchTrainer(
-        work,
-        train_loop_config=order,
+        _work,
+        train_loop_config=dict(order),
         scaling_config=ScalingConfig(
             num_workers=workers.count if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=is_gpu,
@@ -86,6 +87,11 @@ def train_on_ray(recipe: Recipe, files: RunFiles, order: dict[str, Any], *, stay
     _raise_user_error(files, order)
 
 
+def _work(told: dict[str, Any]) -> None:
+    """What Ray calls in each worker, with the order as it types one."""
+    work(cast("Order", told))
+
+
 def _on_gpus(wanted: str) -> bool:
     """Whether the workers get a GPU each. `auto` looks at the cluster: the driver's machine may have none."""
     if wanted != "auto":
@@ -98,8 +104,8 @@ def _on_gpus(wanted: str) -> bool:
 def run_locally(
     recipe: Recipe,
     files: RunFiles,
-    order: dict[str, Any],
-    task: Callable[[dict[str, Any]], None] = work,
+    order: Order,
+    task: Callable[[Order], None] = work,
 ) -> None:
     """Run the workers as processes of this machine, without Ray; one worker runs in this process.
 
@@ -186,7 +192,7 @@ def _torch_config(backend: str) -> Any:
     return SignalConfig(backend=backend)
 
 
-def _explained(error: Exception, files: RunFiles, order: dict[str, Any]) -> Exception:
+def _explained(error: Exception, files: RunFiles, order: Order) -> Exception:
     """The user's mistake behind a failure, or a sentence that says where to look."""
     message = files.read_error(order["attempt"]) or files.read_hang()
     if message:
@@ -202,7 +208,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def _raise_user_error(files: RunFiles, order: dict[str, Any]) -> None:
+def _raise_user_error(files: RunFiles, order: Order) -> None:
     message = files.read_error(order["attempt"])
     if message:
         raise UserError(message)

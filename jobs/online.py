@@ -70,7 +70,7 @@ def run_online(recipe: Recipe, options: Options) -> OnlineResult:
         office = Office(run.recipe, PeriodFiles(run.files.directory), run.tracker, run.console)
         with run_ended(run.tracker, run.files, _REGISTERED):
             with Publisher(office):
-                run.work({"online": True})
+                run.work(online=True)
             draw_windows(office)
             outcome = outcome_of(run.files, _REGISTERED)
     periods = [each.published() for each in office.files.periods() if each.is_published]

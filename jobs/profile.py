@@ -25,6 +25,7 @@ from prismrec.data.encode.copies import with_absolute_paths
 from prismrec.data.ledger import Ledger
 from prismrec.data.source import DataSource, open_recipe_data
 from prismrec.jobs.launch import run_locally
+from prismrec.jobs.order import Order
 from prismrec.jobs.train import check_before_start
 from prismrec.models import spec_of
 from prismrec.train.feed import Feed, Splits
@@ -142,13 +143,13 @@ def profile_recipe(recipe: Recipe, steps: int, out: Path, *, verbose: bool) -> d
     files = RunFiles(out.absolute())
     (files.directory / "log").mkdir(parents=True, exist_ok=True)
     files.write_recipe(recipe)
-    order = {
+    order: Order = {
         "directory": str(files.directory),
         "attempt": secrets.token_hex(4),
         "verbose": verbose,
-        "steps": steps,
-        "modules": str(Path.cwd()),
+        "folder": str(Path.cwd()),
         "threads": threads_asked(),
+        "steps": steps,
     }
     with library_output(files.directory / "log" / "driver.log", verbose=verbose):
         run_locally(recipe, files, order, profile_rank)
@@ -181,16 +182,15 @@ def summary(ranks: Sequence[dict[str, Any]], batch_rows: int) -> dict[str, Any]:
     }
 
 
-def profile_rank(order: dict[str, Any]) -> None:
+def profile_rank(order: Order) -> None:
     """Measure as one rank; writes its trace and its parts into `order["directory"]`.
 
     Collective: every rank calls it.
 
     Args:
-        order: `directory`, `attempt`, `verbose`, `steps`, `modules` and `threads`, the most threads
-            of a process or None.
+        order: with `steps`.
     """
-    find_modules_in(order["modules"])
+    find_modules_in(order["folder"])
     files = RunFiles(Path(order["directory"]))
     recipe = files.read_recipe()
     with (

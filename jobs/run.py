@@ -17,6 +17,7 @@ from prismrec.checkpoint.directory import remove_unfinished
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.config.machine import threads_asked
 from prismrec.jobs.launch import run_locally, run_on_ray
+from prismrec.jobs.order import Order
 from prismrec.jobs.progress import console_of_stderr, shown_progress
 from prismrec.jobs.resume import check_resumable
 from prismrec.tracking.run import MlflowTracker
@@ -77,23 +78,23 @@ class Run:
     options: Options
     console: Console
 
-    def work(self, more: dict[str, Any] | None = None) -> None:
+    def work(self, *, online: bool) -> None:
         """Run the workers to their end, or until a signal asks them to leave.
 
         Args:
-            more: what `prismrec.jobs.worker.work` is told besides what it always is.
+            online: whether the data are a stream.
 
         Raises:
             UserError: what a worker said was wrong, or that the workers kept failing.
         """
-        order = {
+        order: Order = {
             "directory": str(self.files.directory),
             "attempt": secrets.token_hex(4),
             "verbose": self.options.verbose,
-            "tracking": {"base": str(Path.cwd()), "run": self.tracker.run_id},
-            "modules": str(Path.cwd()),
+            "folder": str(Path.cwd()),
             "threads": threads_asked(),
-            **(more or {}),
+            "run": self.tracker.run_id,
+            "online": online,
         }
         with (
             shown_progress(self.files.events, self.console, self.recipe.task_names),

@@ -89,7 +89,7 @@ def run_training(recipe: Recipe, options: Options) -> Result:
         check_start(recipe, source)
     facts = {"data.fingerprint": source.fingerprint}
     with begun(recipe, options, facts) as run, run_ended(run.tracker, run.files):
-        run.work()
+        run.work(online=False)
         outcome = outcome_of(run.files)
         published = publish(run.recipe, run.files, outcome, run.tracker)
     return Result(

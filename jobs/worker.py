@@ -16,6 +16,7 @@ from prismrec.config import Recipe, UserError
 from prismrec.config.external import find_modules_in
 from prismrec.config.machine import threads_per_process
 from prismrec.data.source import open_recipe_data
+from prismrec.jobs.order import Order
 from prismrec.train.events import EventLog
 from prismrec.train.loop import Session, train
 from prismrec.train.online import train_online
@@ -28,19 +29,16 @@ from prismrec.train.tracker import Tracker, Trackers
 _log = logging.getLogger(__name__)
 
 
-def work(order: dict[str, Any]) -> None:
+def work(order: Order) -> None:
     """Train as one rank of the run in `order["directory"]`; rank 0 writes the outcome.
 
     A mistake of the user is written beside the outcome before it is raised, so that a restarted
     worker group ends at once instead of meeting it again.
 
     Args:
-        order: `directory` of the run, `attempt`, `verbose`, `tracking` (MLflow run, and where a
-            relative file starts; Ray shows the order to others, so that no URI is in it),
-            `modules`, the folder of the user's own models, `threads`, the most threads of a
-            worker, if the user set it, and `online`, whether the data are a stream.
+        order: the run's.
     """
-    find_modules_in(order["modules"])
+    find_modules_in(order["folder"])
     files = RunFiles(Path(order["directory"]))
     if files.read_error(order["attempt"]):
         return
@@ -50,7 +48,7 @@ def work(order: dict[str, Any]) -> None:
         library_output(files.log(rank), verbose=order["verbose"]),
         process_group(resolve_device(recipe.train.device)) as ranks,
     ):
-        _share_cores(ranks, order.get("threads"))
+        _share_cores(ranks, order["threads"])
         _say_where(ranks)
         tracker = _tracker(order, files, ranks)
         try:
@@ -81,16 +79,16 @@ def _trained(recipe: Recipe, session: Session, *, is_online: bool) -> dict[str, 
     return asdict(outcome) | {"checkpoint": str(outcome.checkpoint)}
 
 
-def _tracker(order: dict[str, Any], files: RunFiles, ranks: Ranks) -> Trackers:
+def _tracker(order: Order, files: RunFiles, ranks: Ranks) -> Trackers:
     if not ranks.is_first:
         return Trackers([])
     trackers: list[Tracker] = [EventLog(files.events)]
-    if order["tracking"]:
+    if "run" in order:
         from prismrec.tracking.run import MlflowTracker  # a second of imports that one rank needs
         from prismrec.tracking.uri import resolve_uri
 
-        uri = resolve_uri(files.read_recipe().tracking.uri, Path(order["tracking"]["base"]))
-        mlflow = MlflowTracker.attach(uri, order["tracking"]["run"])
+        uri = resolve_uri(files.read_recipe().tracking.uri, Path(order["folder"]))
+        mlflow = MlflowTracker.attach(uri, order["run"])
         mlflow.kept = files.undelivered
         trackers.append(mlflow)
     return Trackers(trackers)
@@ -109,7 +107,7 @@ def _say_where(ranks: Ranks) -> None:
     )
 
 
-def _attempt(order: dict[str, Any], ranks: Ranks) -> str:
+def _attempt(order: Order, ranks: Ranks) -> str:
     """A name of this start that all ranks share and no earlier start had.
 
     Collective: every rank calls it.

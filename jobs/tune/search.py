@@ -171,14 +171,8 @@ def _parent(recipe: Recipe, search: SearchFiles, options: Options) -> MlflowTrac
         parent = MlflowTracker.start(
             recipe.tracking, search.directory.name, {"prismrec.kind": "tune"}
         )
-    search.files.record(
-        {
-            "parent": parent.run_id,
-            "uri": parent.uri,
-            "modules": str(Path.cwd()),
-            "threads": threads_asked(),
-        }
-    )
+        search.files.record({"parent": parent.run_id, "uri": parent.uri, "folder": str(Path.cwd())})
+    search.files.record({"threads": threads_asked()})
     facts = search.facts()
     space = {f"space.{each['key']}": f"{each['way']} {each['values']}" for each in facts["space"]}
     asked = {"tune.metric": facts["metric"], "tune.trials": options.trials}

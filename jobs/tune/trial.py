@@ -11,6 +11,7 @@ from typing import Any
 from prismrec.checkpoint.directory import remove_unfinished
 from prismrec.config import Recipe, UserError, flatten
 from prismrec.jobs.launch import train_on_ray
+from prismrec.jobs.order import Order
 from prismrec.jobs.tune.files import ENDED, Evaluations, SearchFiles
 from prismrec.jobs.worker import work
 from prismrec.tracking.run import MlflowTracker
@@ -42,13 +43,13 @@ def run_trial(config: dict[str, Any]) -> None:
     tracker = trial_tracker(search, recipe, config["trial"])
     files.record({"run": tracker.run_id, "error": ""})  # that of an earlier try is over
     tracker.log_parameters(flatten(recipe))
-    order = {
+    order: Order = {
         "directory": str(files.directory),
         "attempt": secrets.token_hex(4),
         "verbose": False,
-        "tracking": {"uri": tracker.uri, "run": tracker.run_id},
-        "modules": facts["modules"],
+        "folder": facts["folder"],
         "threads": facts["threads"],
+        "run": tracker.run_id,
     }
     training = _Training(recipe, files, order)
     while not training.is_over.wait(_POLL_S):
@@ -114,7 +115,7 @@ class _Training:
         order: what every worker is told.
     """
 
-    def __init__(self, recipe: Recipe, files: RunFiles, order: dict[str, Any]) -> None:
+    def __init__(self, recipe: Recipe, files: RunFiles, order: Order) -> None:
         self.is_over = threading.Event()
         self.error: Exception | None = None
         self._given = recipe, files, order

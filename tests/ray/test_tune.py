@@ -17,13 +17,13 @@ from prismrec.config import load
 from tests.ray import commands
 from tests.ray.commands import PROGRAM, Home, await_, environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 RATE = "train.optimizer.learning_rate"
 
 
-def home(directory: Path) -> Home:
-    """A recipe with validation rows, one worker and many short evaluations."""
+def home(directory: Path, *rates: float) -> Home:
+    """A recipe with validation rows, one worker and many short evaluations, and a space of learning rates."""
     made = commands.home(directory, commands.world(directory))
     text = made.recipe.read_text()
     for old, new in (
@@ -37,7 +37,7 @@ def home(directory: Path) -> Home:
         assert old in text
         text = text.replace(old, new)
     made.recipe.write_text(text)
-    (directory / "space.toml").write_text(f"{RATE} = {{ choice = [3e-3, 1e-2, 1e38] }}\n")
+    (directory / "space.toml").write_text(f"{RATE} = {{ choice = {list(rates)} }}\n")
     return made
 
 
@@ -73,8 +73,9 @@ def trial_process(of: int) -> psutil.Process:
     return found[0]
 
 
+@pytest.mark.slow
 def test_killed_trials_and_a_killed_search_lose_nothing(tmp_path: Path) -> None:
-    at = home(tmp_path)
+    at = home(tmp_path, 3e-3, 1e-2, 1e38)
     process = tune(at, "--trials", "3", "--at-once", "1", "--grace", "50")
     search = search_of(at)
     drawn = [each[RATE] for each in json.loads((search / "run.json").read_text())["trials"]]
@@ -113,6 +114,19 @@ def test_killed_trials_and_a_killed_search_lose_nothing(tmp_path: Path) -> None:
     check_runs(at, document)
     counted = list((search / "cache/prismrec/counts").iterdir())
     assert len(counted) == 3  # train, valid and test rows, once for all trials
+
+
+def test_a_search_of_one_trial(tmp_path: Path) -> None:
+    at = home(tmp_path, 1e-2)
+    process = tune(at, "--trials", "1", "--json", "train.steps=20", "evaluate.every_steps=10")
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    (trial,) = document["trials"]
+    child = MlflowClient(f"sqlite:///{at.directory}/mlflow.db").get_run(trial["run"])
+    assert trial["state"] == child.info.status.lower() == "finished"
+    assert child.data.metrics["train/loss"] > 0  # recorded by the worker
+    assert document["best"]["registered"] == "models:/small/1"
 
 
 def check_best(at: Home, document: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchFiles:
     for module in (trial, searching):
         monkeypatch.setattr(module, "trial_tracker", lambda *_: Tracker())
     search = new_search(recipe(tmp_path), SPACE, [{"embedding.dim": 4}])
-    search.files.record({"modules": str(tmp_path), "threads": None})
+    search.files.record({"folder": str(tmp_path), "threads": None})
     search.add_trials([recipe(tmp_path)])
     return search
 
