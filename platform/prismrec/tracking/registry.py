@@ -34,6 +34,8 @@ PREVIOUS = "previous"
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 _RUN = re.compile(r"[0-9a-f]{32}")
 _TAG = "prismrec."
+_MAX_TOLD = 3
+"""Versions that an error names, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +331,7 @@ class Registry:
             found = self._client.get_model_version(name, version)
             aliases = self._client.get_registered_model(name).aliases
         except MlflowException as error:
-            raise self._unknown(f"models:/{name}/{version}", error) from None
+            raise self._unknown(name, error, version) from None
         return _info(found, aliases)
 
     def _holder(self, name: str, alias: str) -> str | None:
@@ -337,7 +339,7 @@ class Registry:
         try:
             aliases = self._client.get_registered_model(name).aliases
         except MlflowException as error:
-            raise self._unknown(f"models:/{name}", error) from None
+            raise self._unknown(name, error) from None
         return str(aliases[alias]) if alias in aliases else None
 
     def _holder_or_error(self, name: str, alias: str) -> str:
@@ -358,11 +360,18 @@ class Registry:
         latest = max(versions, key=lambda each: int(each.version))
         return self._version(latest.name, str(latest.version))
 
-    def _unknown(self, uri: str, error: MlflowException) -> UserError:
+    def _unknown(self, name: str, error: MlflowException, version: str | None = None) -> UserError:
+        """What to say of a name, or of one of its versions, that the server does not know."""
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             return _trouble(self.uri, error)
-        names = [info.name for info in self.list_models()]
-        hint = nearest(uri.removeprefix("models:/").partition("/")[0], names)
+        models = self.list_models()
+        numbers = [str(info.version) for info in models if info.name == name]  # newest first
+        if version is not None and numbers:
+            more = ", ..." if len(numbers) > _MAX_TOLD else ""
+            known = ", ".join(numbers[:_MAX_TOLD]) + more
+            return UserError(f"{name} has no version {version}; it has {known}")
+        uri = f"models:/{name}" if version is None else f"models:/{name}/{version}"
+        hint = nearest(name, [info.name for info in models])
         return UserError(f"{uri}: no such model at {without_password(self.uri)}; {hint}")
 
 

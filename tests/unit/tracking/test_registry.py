@@ -121,7 +121,8 @@ def test_names_of_no_model(section: TrackingSection, tmp_path: Path) -> None:
     for model, expected in {
         "models:/crt@champion": r"models:/crt: no such model at sqlite:.*did you mean 'ctr'",
         "ctr@chmpion": r"models:/ctr@chmpion: no such alias; did you mean 'champion'",
-        "ctr/9": r"models:/ctr/9: no such model",
+        "ctr/9": r"^ctr has no version 9; it has 1$",
+        "crt/1": r"models:/crt/1: no such model at sqlite:.*did you mean 'ctr'",
         "somewhere": r"'somewhere' is no model; give models:/NAME@ALIAS",
         "0" * 32: r"run 0+ has registered no model",
     }.items():
@@ -129,6 +130,18 @@ def test_names_of_no_model(section: TrackingSection, tmp_path: Path) -> None:
             pass
     with pytest.raises(UserError, match=r"not an inference copy"):
         registry.register("0" * 32, tmp_path, "ctr", {}, {})
+
+
+def test_a_version_that_is_not_there_is_told_with_the_newest_that_are(
+    section: TrackingSection,
+) -> None:
+    registry = Registry(section.uri)
+    client = mlflow.MlflowClient(section.uri, section.uri)
+    client.create_registered_model("ctr")
+    for _ in range(4):
+        client.create_model_version("ctr", "nowhere")
+    with pytest.raises(UserError, match=r"^ctr has no version 5; it has 4, 3, 2, \.\.\.$"):
+        registry.promote("models:/ctr/5", "click/auc")
 
 
 def test_the_logged_model_is_code_and_plain_numbers(
