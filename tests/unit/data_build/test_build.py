@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,25 @@ def test_a_recipe_that_writes_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"names .*numbers.json; a file that is built with the data"
     ):
+        build(plan, tmp_path / "out")
+
+
+def test_a_recipe_that_needs_nothing_fitted_is_told_why(tmp_path: Path) -> None:
+    plan = build_rows.write(tmp_path, build_rows.log())
+    recipe = tmp_path / "shop_recipe.toml"
+    text = RECIPE.format(out=tmp_path / "out")
+    words, rest = text.partition("[embedding.tables")[0], text[text.index("[model]") :]
+    plain = re.sub(r"numbers = .*", 'dense = ["amount"]', words) + rest
+    plan.write_text(f'recipe = "{recipe}"\n' + plan.read_text())
+    recipe.write_text(plain)
+    with pytest.raises(
+        UserError,
+        match=r"shop_recipe.toml names no vocabulary, and none of its numbers has an encoding "
+        r"that needs statistics; leave `recipe` out",
+    ):
+        build(plan, tmp_path / "out")
+    recipe.write_text(re.sub(r"statistics = .*", "", plain))
+    with pytest.raises(UserError, match=r"names no vocabulary and no statistics; leave `recipe`"):
         build(plan, tmp_path / "out")
 
 

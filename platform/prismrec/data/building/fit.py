@@ -130,9 +130,12 @@ def _files(recipe: Recipe, plan: BuildPlan, out: Path) -> tuple[list[VocabularyF
                 f"it and its name begins with '_', such as {out}/_fitted/{each.name}"
             )
     if not words and statistics is None:
-        raise UserError(
-            f"recipe: {plan.recipe} names no vocabulary and no statistics; leave `recipe` out"
-        )
+        why = "names no vocabulary and no statistics"
+        if recipe.features.statistics is not None:
+            why = (
+                "names no vocabulary, and none of its numbers has an encoding that needs statistics"
+            )
+        raise UserError(f"recipe: {plan.recipe} {why}; leave `recipe` out")
     return words, statistics
 
 
