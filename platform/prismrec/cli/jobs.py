@@ -75,7 +75,8 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
         return
     rows = [[j["job"], j["recipe"], j["status"], _clock(j["started"]), _clock(j["ended"]),
              j["exit_code"]] for j in found]  # fmt: skip
-    output.print_table(["job", "recipe", "status", "started", "ended", "exit code"], rows)
+    columns = ["job", "recipe", "status", "started", "ended", "exit code"]
+    output.print_table(columns, rows, whole=["job"])
 
 
 @app.command("logs", epilog="Example: prismrec jobs logs demo-1a2b3c4d --follow")

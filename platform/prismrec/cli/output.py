@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+_LEAST_WIDTH = 5
+"""Characters of a line that a column keeps beside one that is not broken over lines."""
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -32,16 +35,42 @@ def print_text(text: str) -> None:
     sys.stdout.write(text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print a table on standard output; numbers stand on the right, `ok`, `warn`, `fail` in colour."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str = "",
+    whole: Sequence[str] = (),
+) -> None:
+    """Print a table on standard output; numbers stand on the right, `ok`, `warn`, `fail` in colour.
+
+    Args:
+        columns: their names.
+        rows: a value for each column.
+        title: above the table.
+        whole: columns whose values are copied from the screen: others are broken over lines first,
+            and where that is not enough the table is wider than the terminal.
+    """
     table = Table(title=title or None, title_justify="left")
+    cells = [[_cell(value) for value in row] for row in rows]
+    least = 1
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        cells = [_cell(value) for value in row]
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
-    Console().print(table)
+        width = max(map(cell_len, (column, *(row[index] for row in cells))))
+        width = width if column in whole else min(width, _LEAST_WIDTH)
+        least += width + 3
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=column in whole,
+            min_width=width if whole else None,
+        )
+    for row in cells:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console = Console()
+    if whole and console.width < least:
+        console = Console(width=least)
+    console.print(table)
 
 
 def note(message: str) -> None:
