@@ -34,9 +34,13 @@ from prismrec.config import UserError
 
 START_S = 120.0
 """Seconds in which a node has to be up."""
+REACH_S = 5.0
+"""Seconds in which the head's port has to take a connection."""
 END_S = 20.0
 """Seconds in which the processes of a node may end by themselves."""
 _STARTED = "Ray runtime started"
+_NO_HEAD = "http2 header with status"
+"""Ray says so where a server that is not a head answers its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,15 @@ def join(address: str, options: Options) -> state.Node:
         )
     host = options.host or seen
     interface = _interface(options, host)
-    pid, files = _start(host, options, [f"--address={head}:{port}"])
+    try:
+        pid, files = _start(host, options, [f"--address={head}:{port}"])
+    except UserError as error:
+        if _NO_HEAD not in error.message:
+            raise
+        raise UserError(
+            f"join: what answers at {head}:{port} is not the head of a cluster ({error.message}); is "
+            "the head up, and does something else, such as a proxy, take its connections?"
+        ) from None
     return _remember("worker", f"{head}:{port}", host, "", interface, (pid, files))
 
 
@@ -270,7 +282,7 @@ def _seen_from(head: str, port: int) -> str:
         UserError: nothing answers there.
     """
     try:
-        with socket.create_connection((head, port), timeout=10) as connection:
+        with socket.create_connection((head, port), timeout=REACH_S) as connection:
             return str(connection.getsockname()[0])
     except OSError as error:
         raise UserError(

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -94,6 +95,26 @@ def test_joining_needs_a_token_and_somebody_who_answers() -> None:
     port = network.free_port("127.0.0.1")
     with pytest.raises(UserError, match=rf"join: nothing answers at 127\.0\.0\.1:{port}"):
         nodes.join(f"127.0.0.1:{port}", nodes.Options())
+
+
+def test_joining_at_what_is_not_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    state.make_token()
+
+    def start(*_: object) -> NoReturn:
+        raise UserError(f"Ray did not start on 127.0.0.1: {said}")
+
+    monkeypatch.setattr(nodes, "_start", start)
+    monkeypatch.setattr(nodes, "is_loopback", lambda _: False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        said = "ray.exceptions.RpcError: RPC error: Received http2 header with status: 404"
+        with pytest.raises(UserError, match=rf"answers at 127.0.0.1:{port} is not the head .*404"):
+            nodes.join(f"127.0.0.1:{port}", nodes.Options())
+        said = "Version mismatch"
+        with pytest.raises(UserError, match="did not start on 127.0.0.1: Version mismatch"):
+            nodes.join(f"127.0.0.1:{port}", nodes.Options())
 
 
 def test_auto_is_this_machine_s_node_only(monkeypatch: pytest.MonkeyPatch) -> None:
