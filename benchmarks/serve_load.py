@@ -34,6 +34,7 @@ import psutil
 
 from benchmarks.machine import machine, sentence
 from benchmarks.result import write
+from prismrec.cluster import state
 from prismrec.data.source import open_data
 from prismrec.jobs.evaluate import split_tables
 from prismrec.serving.inference import InferenceModel
@@ -157,7 +158,7 @@ def started(command: list[str], log: Path, is_up: Callable[[], bool]) -> Iterato
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_STATE_HOME": str(log.parent),
+        state.DIRECTORY: str(log.parent),
     }
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
@@ -206,7 +207,7 @@ def servers(model: str, uri: str, scratch: Path) -> Iterator[list[Server]]:
                 lambda: "Ctrl-C ends it" in (scratch / "prismrec.log").read_text(),
             )
         )
-        token = (scratch / "prismrec/serve.token").read_text().strip()
+        token = (scratch / "serve.token").read_text().strip()
         headers = {**kind, "Authorization": f"Bearer {token}"}
         second = stack.enter_context(
             started(mlflow, scratch / "mlflow.log", lambda: _answers(theirs, "/ping"))

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prismrec.cluster import state
 from prismrec.cluster.network import check_free, free_port, is_loopback
 from prismrec.cluster.runtime import ray_runtime
 from prismrec.config import UserError
 from prismrec.serving.http.requests import Limits
-from prismrec.serving.http.token import default_token_file, token_digest
+from prismrec.serving.http.token import token_digest
 from prismrec.tracking.registry import Registry
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def serve_model(model: str, uri: str, options: ServeOptions, ready: Callable[[st
     registry = Registry(uri)
     with registry.resolve(model) as found:
         name = found.version.label if found.version else str(found.path)
-    token_file = options.token_file or default_token_file()
-    digest = token_digest(token_file) if options.ask_token else None
+    token_file = (options.token_file or default_token_file()) if options.ask_token else None
+    digest = token_digest(token_file) if token_file else None
     _set_up_ray_serve(options)
     with ray_runtime(None, num_workers=options.replicas, verbose=options.verbose):
         from prismrec.jobs.replica import Serving
@@ -82,9 +83,14 @@ def serve_model(model: str, uri: str, options: ServeOptions, ready: Callable[[st
         serving = Serving(model, registry.uri, digest, options.limits, options.watch_s)
         with _stop_signals() as stopped, _deployed(serving, options):
             addresses = " ".join(f"http://{options.host}:{port}" for port in _ports(options))
-            token = f"token in {token_file}" if options.ask_token else "no token is asked for"
+            token = f"token in {token_file}" if token_file else "no token is asked for"
             ready(f"{name} at {addresses}\n{token}; Ctrl-C ends it")
             stopped.wait()
+
+
+def default_token_file() -> Path:
+    """Where a generated token is kept: in the state directory, which the cluster uses too."""
+    return state.state_directory() / "serve.token"
 
 
 def _check(options: ServeOptions) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from prismrec.cluster import state
 from prismrec.config.train import TrackingSection
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
@@ -78,14 +79,14 @@ def start(home: Path, uri: str, *arguments: str) -> Running:
         process = subprocess.Popen(
             command,
             cwd=home,
-            env=environment() | {"XDG_STATE_HOME": str(home / "state")},
+            env=environment() | {state.DIRECTORY: str(home / "state")},
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     await_(lambda: "Ctrl-C ends it" in printed.read_text() or process.poll() is not None, "server")
     assert process.poll() is None, printed.read_text()
-    token = (home / "state/prismrec/serve.token").read_text().strip()
+    token = (home / "state/serve.token").read_text().strip()
     return Running(process, Client(port, token), uri, home, printed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prismrec.config import UserError
-from prismrec.serving.http.token import default_token_file, is_authorized, token_digest
+from prismrec.serving.http.token import is_authorized, token_digest
 
 
 def test_a_token_is_made_once(tmp_path: Path) -> None:
@@ -44,8 +44,6 @@ def test_what_is_no_token(tmp_path: Path, text: str, mode: int, expected: str) -
         token_digest(path)
 
 
-def test_places_that_hold_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_hold_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not readable as a file that holds a token"):
         token_digest(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert default_token_file() == tmp_path / "prismrec" / "serve.token"

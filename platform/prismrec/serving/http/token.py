@@ -15,12 +15,6 @@ SHORTEST = 20
 """Fewest characters of a token; a generated one has 43."""
 
 
-def default_token_file() -> Path:
-    """Where a generated token is kept: `$XDG_STATE_HOME/prismrec/serve.token`."""
-    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(root) / "prismrec" / "serve.token"
-
-
 def token_digest(path: Path) -> bytes:
     """SHA-256 of the token in a file, which is made with a new token where there is none.
 
