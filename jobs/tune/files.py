@@ -89,6 +89,14 @@ class SearchFiles:
                 (files.directory / "log").mkdir(parents=True, exist_ok=True)
                 files.write_recipe(recipe)
 
+    def try_again(self) -> None:
+        """Let trials go on that failed by no mistake of their values, as where memory was short."""
+        for number in range(len(self.facts()["trials"])):
+            files = self.trial(number)
+            known = files.facts()
+            if known.get("state") == "failed" and not known.get("is_mistake"):
+                files.record({"state": None, "error": ""})
+
     def trials(self) -> list[Trial]:
         """All trials as they stand."""
         facts = self.facts()
@@ -102,7 +110,7 @@ class SearchFiles:
         known, evaluations = files.facts(), Evaluations(files.events, metric)
         found = list(evaluations.new())
         best = max(found, key=lambda each: score(metric, each[1])) if found else None
-        state = known.get("state", "running" if "run" in known else "waiting")
+        state = known.get("state") or ("running" if "run" in known else "waiting")
         return Trial(
             number,
             values,

@@ -110,6 +110,7 @@ def run_search(asked: Asked, options: Options) -> dict[str, Any]:
     search = begin(recipe, space, trials)
     parent = _parent(recipe, search, options)
     search.add_trials(recipes)
+    search.try_again()
     with (
         console_of_stderr() as console,
         library_output(search.directory / "log" / "driver.log", verbose=options.verbose),

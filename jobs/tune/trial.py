@@ -56,7 +56,7 @@ def run_trial(config: dict[str, Any]) -> None:
         reports.send()
     reports.send()
     if isinstance(training.error, UserError):  # it would be met again: no second try
-        files.record({"state": "failed", "error": training.error.message})
+        files.record({"state": "failed", "error": training.error.message, "is_mistake": True})
         tracker.close("FAILED")
         return
     if training.error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from mlflow.models import Model
 from prismrec.config import UserError, nearest
 from prismrec.config.redact import without_password, without_passwords
 from prismrec.data.write import staged
-from prismrec.serving.bundle import is_bundle, read_manifest
+from prismrec.serving.bundle import Manifest, is_bundle, read_manifest
 from prismrec.serving.logged import pyfunc_arguments
 from prismrec.tracking.promotion import Decision, Rival, decide_promotion
 from prismrec.tracking.uri import quiet_mlflow, resolve_uri
@@ -121,7 +122,8 @@ class Registry:
     ) -> ModelVersionInfo:
         """Log an inference copy with its run and register it as the next version of a model.
 
-        The first version of a name gets the alias `champion`.
+        The first version of a name gets the alias `champion`. A copy that answers as one which the
+        run has registered already is that version, as where a run is resumed that had ended.
 
         Args:
             run_id: the run that trained it.
@@ -140,8 +142,12 @@ class Registry:
             "recipe": str(manifest.recipe["name"]),
             "table_type": manifest.table_type,
             "metrics": json.dumps(dict(metrics)),
+            "answers": _digest(manifest),
         }
         with _told(self.uri):
+            known = self._registered(run_id, name, facts["answers"])
+            if known is not None:
+                return known
             logged = self._log(run_id, bundle)
             self._make_name(name)
             version = self._client.create_model_version(
@@ -155,6 +161,13 @@ class Registry:
             if int(version.version) == 1:
                 self._client.set_registered_model_alias(name, CHAMPION, "1")
         return self._version(name, str(version.version))
+
+    def _registered(self, run_id: str, name: str, digest: str) -> ModelVersionInfo | None:
+        """The version of a model that a run has registered with the same answers."""
+        for each in self._client.search_model_versions(f"run_id='{run_id}'"):
+            if (each.name, each.tags.get(f"{_TAG}answers")) == (name, digest):
+                return self._version(name, str(each.version))
+        return None
 
     def _make_name(self, name: str) -> None:
         try:
@@ -373,6 +386,14 @@ class Registry:
         uri = f"models:/{name}" if version is None else f"models:/{name}/{version}"
         hint = nearest(name, [info.name for info in models])
         return UserError(f"{uri}: no such model at {without_password(self.uri)}; {hint}")
+
+
+def _digest(manifest: Manifest) -> str:
+    """The same for copies that answer alike: all files but the manifest, and what it adds to the logits."""
+    parts = manifest.model_dump_json(
+        include={"sha256", "table_type", "dense_type", "logit_offsets", "calibration"}
+    )
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 @contextmanager

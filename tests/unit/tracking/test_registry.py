@@ -47,6 +47,19 @@ def register(
     return Registry(section.uri).register(start_run(section), bundle, name, metrics, TAGS)
 
 
+def test_a_run_registers_the_same_copy_once(section: TrackingSection, tmp_path: Path) -> None:
+    registry, run, world = Registry(section.uri), start_run(section), make_world()
+    first = registry.register(run, world.bundle(tmp_path), "ctr", {"click/auc": 0.7}, TAGS)
+    (tmp_path / "again").mkdir()
+    again = world.bundle(tmp_path / "again")
+    assert registry.register(run, again, "ctr", {"click/auc": 0.7}, TAGS) == first
+    assert registry.register(run, again, "another", {"click/auc": 0.7}, TAGS).version == 1
+    assert registry.register(start_run(section), again, "ctr", {}, TAGS).version == 2
+    (tmp_path / "half").mkdir()
+    half = world.bundle(tmp_path / "half", "fp16")
+    assert registry.register(run, half, "ctr", {"click/auc": 0.7}, TAGS).version == 3
+
+
 def test_versions_aliases_and_promotion(section: TrackingSection, tmp_path: Path) -> None:
     registry = Registry(section.uri)
     assert registry.list_models() == []
@@ -55,7 +68,9 @@ def test_versions_aliases_and_promotion(section: TrackingSection, tmp_path: Path
     assert dict(os.environ) == before  # MLflow's setters would point child processes elsewhere
     assert (first.version, first.aliases, first.data) == (1, ("champion",), "s3://bucket/rows")
     assert first.metrics["click/auc"] == 0.70
-    assert first.tags == {"data_fingerprint": "f00", "recipe": "ctr", "table_type": "fp32"}
+    tags = dict(first.tags)
+    assert len(tags.pop("answers")) == 64
+    assert tags == {"data_fingerprint": "f00", "recipe": "ctr", "table_type": "fp32"}
     second = register(section, tmp_path / "b", auc=0.69)
     third = register(section, tmp_path / "c", auc=0.72)
     other = register(section, tmp_path / "d", auc=0.5, name="another")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from prismrec.config import UserError
+from prismrec.jobs.order import Order
 from prismrec.jobs.tune import search as searching
 from prismrec.jobs.tune import trial
 from prismrec.jobs.tune.files import SearchFiles, new_search
@@ -63,6 +65,24 @@ def test_a_trial_that_fails_says_its_own_error(
     (stands,) = search.trials()
     assert stands.state == "failed"
     assert stands.error.startswith("RuntimeError: CUDA out of memory.; see /")
+
+
+def test_a_resumed_search_tries_lost_trials_again_and_no_mistakes(
+    search: SearchFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _try(search, monkeypatch, RuntimeError("CUDA out of memory."))
+    put_down(search, 0, "failed")
+    search.try_again()
+    (stands,) = search.trials()
+    assert (stands.state, stands.error) == ("running", "")
+    monkeypatch.setattr(trial, "work", _mistaken)
+    run_trial({"directory": str(search.directory), "trial": 0})
+    search.try_again()
+    assert search.trials()[0].state == "failed"
+
+
+def _mistaken(order: Order) -> None:
+    raise UserError("step 3: the loss is not finite")
 
 
 def test_a_trial_that_was_lost_says_so(search: SearchFiles) -> None:
