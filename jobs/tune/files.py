@@ -110,7 +110,7 @@ class SearchFiles:
         known, evaluations = files.facts(), Evaluations(files.events, metric)
         found = list(evaluations.new())
         best = max(found, key=lambda each: score(metric, each[1])) if found else None
-        state = known.get("state") or ("running" if "run" in known else "waiting")
+        state: State = known.get("state") or ("running" if "run" in known else "waiting")
         return Trial(
             number,
             values,
