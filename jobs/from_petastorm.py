@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from prismrec.config import UserError, nearest
 from prismrec.data.schema import Column, DataSchema, Kind
 from prismrec.data.source import resolve_filesystem
 from prismrec.data.write import staged, write_parts
+from prismrec.train.signals import signals_end
 
 PINS = (
     "petastorm==0.13.1",
@@ -55,13 +56,18 @@ class ImportOptions:
     verbose: bool = False
 
 
-def import_petastorm(url: str, out: Path, options: ImportOptions) -> dict[str, Any]:
+def import_petastorm(
+    url: str, out: Path, options: ImportOptions, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Write a data set that petastorm can read in our format; it appears whole or not at all.
+
+    SIGTERM ends it as Ctrl-C does, and the embedded Ray with it.
 
     Args:
         url: its directory or URL; of petastorm's making or plain Parquet.
         out: directory to write.
         options: how.
+        tell: told in a line what is done, before what takes minutes.
 
     Returns:
         The document of `prismrec data import-petastorm --json`: `rows`, `columns` with kind, type and
@@ -78,9 +84,10 @@ def import_petastorm(url: str, out: Path, options: ImportOptions) -> dict[str, A
             f"{url}: its schema is a Python pickle, and reading one runs whatever code its author put "
             "into it; say --trust if you would run a program of theirs"
         )
-    with staged(out, options.overwrite) as stage:
+    with signals_end(), staged(out, options.overwrite) as stage:
         parts = stage / "_parts"
         parts.mkdir()
+        tell("setting up petastorm's own environment (pip; minutes the first time), then reading")
         told = _export(url, parts, options, has_schema=has_schema)
         rows = sum(each["rows"] for each in told)
         facts = told[0]["columns"]

@@ -55,8 +55,8 @@ def import_petastorm(  # noqa: PLR0913 - the options of a command are its argume
     options = from_petastorm.ImportOptions(
         given, trust, readers, address, overwrite, is_verbose(context)
     )
-    with output.waiting("petastorm reads; the first time its environment is installed"):
-        document = from_petastorm.import_petastorm(url, out, options)
+    with output.waiting("petastorm reads"):
+        document = from_petastorm.import_petastorm(url, out, options, output.note)
     if as_json:
         output.print_json(document)
         return

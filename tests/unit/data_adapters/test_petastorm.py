@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import pickle
 import re
+import signal
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ import pytest
 
 from prismrec.config import UserError
 from prismrec.data.schema import Column, DataSchema
+from prismrec.jobs import from_petastorm
 from prismrec.jobs.from_petastorm import (
     PINS,
     ImportOptions,
@@ -74,8 +77,33 @@ def test_a_pickled_schema_is_seen_and_not_read(
     with pytest.raises(
         UserError, match=r"its schema is a Python pickle.*say --trust if you would run"
     ):
-        import_petastorm(str(tmp_path), tmp_path / "out", ImportOptions())
+        import_petastorm(str(tmp_path), tmp_path / "out", ImportOptions(), print)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_takes_minutes_is_told_first_and_sigterm_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def export(*_: object, **__: object) -> NoReturn:
+        assert len(told) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("SIGTERM ended nothing")
+
+    monkeypatch.setattr(from_petastorm, "_export", export)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unless the import takes it
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(TABLE, data / "a.parquet")
+    try:
+        with pytest.raises(SystemExit) as left:
+            import_petastorm(str(data), tmp_path / "out", ImportOptions(), told.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert re.match(r"setting up petastorm's own environment \(pip; minutes", told[0])
+    assert list(tmp_path.iterdir()) == [data]
 
 
 @pytest.mark.parametrize(
