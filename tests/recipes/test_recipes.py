@@ -52,6 +52,7 @@ def movielens_rows(place: Path) -> DataSchema:
 SCHEMAS: dict[str, Callable[[Path], DataSchema]] = {
     "out/demo/data": world,
     "out/world": world,
+    "out/stream": world,
     "out/kuairand": kuairand_rows,
     "out/movielens": movielens_rows,
 }

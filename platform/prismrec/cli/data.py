@@ -36,12 +36,15 @@ def synth(
             "like_bias=-5; several are given one by one."
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a world at OUT.")] = False,
 ) -> None:
     """Write the synthetic world: Parquet files whose true probabilities are known."""
     from prismrec.data.world import write_world
     from prismrec.data.world_truth import WorldOptions
+    from prismrec.data.write import check_free
 
     options = WorldOptions.of(option or ())
+    check_free(out, overwrite)
     with output.progress("Writing the world", "rows") as advance:
         write_world(out, rows, days, seed, options, progress=advance)
     output.note(f"{rows:,} rows over {days} days are in {out}")

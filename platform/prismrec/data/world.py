@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prismrec.config import UserError
-from prismrec.data.schema import Column, DataSchema
+from prismrec.data.schema import FILE_NAME, Column, DataSchema
 from prismrec.data.world_state import WorldState
 from prismrec.data.world_truth import (
     DAY_S,
@@ -97,6 +97,11 @@ def write_world(
     schema = _schema(truth)
     group = min(MAX_GROUP_ROWS, max(MIN_GROUP_ROWS, -(-rows // GROUPS_OF_SMALL_DATA)))
     is_world = (out / DIRECTORY / TRUTH_FILE).is_file()
+    if (out / FILE_NAME).is_file() and not is_world:
+        raise UserError(
+            f"{out}: a data set lies here already that is no synthetic world, so it is not replaced; "
+            "remove it or choose another directory"
+        )
     with staged(out, overwrite=is_world) as directory:
         tables = world.tables(_rows_per_slot(rows, days), progress)
         write_parts(directory, tables, schema, rows_per_group=group)

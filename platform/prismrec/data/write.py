@@ -76,7 +76,7 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         UserError: something lies at `out` already and may not be replaced.
     """
     out = out.resolve()
-    _check_free(out, overwrite)
+    check_free(out, overwrite)
     stage = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         shutil.rmtree(stage, ignore_errors=True)
@@ -232,7 +232,12 @@ def typed(table: pa.Table, schema: DataSchema) -> pa.Table:
     return pa.table(columns)
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
+def check_free(out: Path, overwrite: bool = False) -> None:
+    """Whether a data set may be written to `out`.
+
+    Raises:
+        UserError: something lies there already and may not be replaced.
+    """
     if not out.exists():
         return
     if not out.is_dir():

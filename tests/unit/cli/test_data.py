@@ -48,6 +48,27 @@ def test_synth_writes_the_rows_and_says_nothing_on_stdout(
     assert json.loads((out / "schema.json").read_text())["columns"]
 
 
+def test_synth_replaces_a_world_only_where_it_is_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "world"
+    given = ("data", "synth", out, "--days", "1", "--rows")
+    assert _run(*given, "64") == 0
+    capsys.readouterr()
+    assert _run(*given, "80") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "a data set lies here already; remove it, have it overwritten, or choose" in told
+    assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 64
+    assert _run(*given, "80", "--overwrite") == 0
+    assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 80
+    (out / "_truth/truth.json").unlink()  # any other data set
+    capsys.readouterr()
+    assert _run(*given, "64", "--overwrite") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "a data set lies here already that is no synthetic world" in told
+    assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 80
+
+
 def test_synth_turns_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("data", "synth", tmp_path / "world", "--rows", "2000", "--days", "1")
     assert _run(*given, "--option", "opposed_share=1", "--option", "like_bias=-30") == 0

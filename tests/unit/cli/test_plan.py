@@ -254,7 +254,7 @@ def test_the_page_shows_what_the_commands_print(
     shown, remedies, error = re.findall(r"^```text\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "jobs/recipes").mkdir(parents=True)
     shutil.copy(ROOT / "jobs/recipes/demo.toml", tmp_path / "jobs/recipes")
-    write_world(tmp_path / "out/demo/data", rows=20_000, days=7, seed=1, progress=lambda *_: None)
+    write_world(tmp_path / "out/planned", rows=20_000, days=7, seed=1, progress=lambda *_: None)
     assert run(*shlex.split(fits)) == 0
     assert _stripped(capsys.readouterr().out) == shown
     assert run(*shlex.split(short)) == 2
