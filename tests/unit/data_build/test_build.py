@@ -21,11 +21,13 @@ from prismrec.data.building.build import Means, build_data, run_here
 from prismrec.data.building.files import group_count
 from prismrec.data.building.order import Keys, cut, group_order, overlap
 from prismrec.data.building.plan import TimeSplits, load_plan
+from prismrec.data.encode.numbers.statistics import read_statistics
 from prismrec.data.fit_numbers import fit_numbers
 from prismrec.data.lookup import filtered_tables
 from prismrec.data.source import open_data
 from prismrec.data.vocabulary import VocabularyFile, write_vocabularies
 from tests.helpers import build_rows
+from tests.helpers.source_tree import ROOT
 
 HERE = Means(run_here, None, lambda title, done, total: None)
 
@@ -190,6 +192,25 @@ def test_a_recipe_that_needs_nothing_fitted_is_told_why(tmp_path: Path) -> None:
     recipe.write_text(re.sub(r"statistics = .*", "", plain))
     with pytest.raises(UserError, match=r"names no vocabulary and no statistics; leave `recipe`"):
         build(plan, tmp_path / "out")
+
+
+def test_the_page_holds_all_that_its_build_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/preparing.md").read_text()
+    for name in ("shop.toml", "shop_recipe.toml"):
+        shown = re.search(
+            rf"`{name}`[^\n]*:\n\n```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE
+        )
+        assert shown is not None, name
+        Path(name).write_text(shown[1])
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    exec(program, {})  # noqa: S102 - the page's own
+    document = build(Path("shop.toml"), Path("out/shop"))
+    assert document["fitted"] == {"statistics": "out/shop/_fitted/numbers.json"}
+    assert document["splits"] == {"train": 16_000, "valid": 2_000, "test": 2_000}
+    assert set(read_statistics(load(Path("shop_recipe.toml")))) == {"price"}
 
 
 @pytest.mark.parametrize(
