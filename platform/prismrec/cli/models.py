@@ -58,7 +58,11 @@ def promote(
     """Give a version an alias if it beats the version that has it."""
     from prismrec.tracking.registry import Registry
 
-    output.note(Registry(uri).promote(model, metric, min_gain, to=to, force=force).reason)
+    registry = Registry(uri)
+    doubt = None if force else registry.tested_on_other_data(model, to)
+    if doubt is not None:
+        output.note(f"warning: {doubt}")
+    output.note(registry.promote(model, metric, min_gain, to=to, force=force).reason)
 
 
 @app.command(

@@ -318,6 +318,29 @@ class Registry:
             self._client.set_registered_model_alias(candidate.name, to, str(candidate.version))
         return decision
 
+    def tested_on_other_data(self, model: str, to: str = CHAMPION) -> str | None:
+        """A sentence where the metrics that `promote` compares are of different data, None otherwise.
+
+        Args:
+            model: as for `show`.
+            to: the alias.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        candidate = self.show(model)
+        holder = self.holder(candidate.name, to)
+        if holder is None:
+            return None
+        prints = {each.tags.get("data_fingerprint") for each in (candidate, holder)}
+        if None in prints or len(prints) == 1:
+            return None
+        return (
+            f"{candidate.label} and {holder.label} were tested on different data, so their metrics may "
+            f"not compare; `prismrec evaluate {candidate.uri} --data DIR --against {holder.uri}` "
+            "measures both on the same rows"
+        )
+
     def holder(self, name: str, alias: str) -> ModelVersionInfo | None:
         """The version of a model that has an alias, None where nobody has.
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from prismrec.cli.main import main
 from prismrec.config.train import TrackingSection
@@ -106,6 +107,22 @@ def test_show_promote_and_export(registered: str, tmp_path: Path, capsys: Captur
     assert torch.allclose(logits, make_world(0.5).expected_logits(RAW), atol=2e-6)
     assert run("models", "export", "ctr@champion", out, "--tracking-uri", registered) == 2
     assert "already there" in capsys.readouterr().err
+
+
+def test_promote_warns_of_metrics_that_are_of_other_data(registered: str, capsys: Captured) -> None:
+    promote = ("models", "promote", "ctr/2", "--metric", "click/auc", "--tracking-uri", registered)
+    assert run(*promote, "--min-gain", "0.5") == 2
+    assert "warning" not in capsys.readouterr().err  # both are of the same data
+    client = MlflowClient(registered, registered)
+    client.set_model_version_tag("ctr", "2", "prismrec.data_fingerprint", "b44")
+    expected = (
+        "warning: ctr version 2 and ctr version 1 were tested on different data, so their metrics may "
+        "not compare; `prismrec evaluate models:/ctr/2 --data DIR --against models:/ctr/1` measures "
+        "both on the same rows"
+    )
+    assert run(*promote) == 0
+    warned, done = capsys.readouterr().err.splitlines()
+    assert (warned, "0.720000 against 0.700000" in done) == (expected, True)
 
 
 def test_export_with_other_types(
