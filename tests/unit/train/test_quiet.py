@@ -23,7 +23,7 @@ def root_logger() -> Iterator[logging.Logger]:
 
 def talk() -> None:
     logging.getLogger("torchrec.planner").warning("a plan")
-    logging.getLogger("ray").info("a start")
+    logging.getLogger("a.library").info("a start")
     warnings.warn("a warning", stacklevel=1)
     os.write(2, b"native words\n")
 
@@ -43,7 +43,7 @@ def test_everything_lands_in_the_file(
     text = (tmp_path / "log" / "rank-0.log").read_text()
     for words in (
         "WARNING torchrec.planner: a plan",
-        "INFO ray: a start",
+        "INFO a.library: a start",
         "a warning",
         "native words",
     ):
