@@ -21,6 +21,8 @@ class SignalAsker:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
+        self.exit_code: int | None = None
+        """What SIGTERM has ended the process with."""
         self._asked = False
         self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -30,7 +32,10 @@ class SignalAsker:
         if self.path is None and callable(previous):
             previous(number, frame)
         elif self.path is None or self._asked:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.exit_code = 128 + number
+            raise SystemExit(self.exit_code)
         else:
             self._asked = True
             ask(self.path, signal.Signals(number))
@@ -101,5 +106,9 @@ def signals_end() -> Iterator[None]:
     asker.install()
     try:
         yield
+    except SystemExit:
+        if asker.exit_code is not None:  # out of `ray.get` the exception comes with another one
+            raise SystemExit(asker.exit_code) from None
+        raise
     finally:
         asker.remove()

@@ -38,6 +38,16 @@ def test_sigterm_ends_by_an_exception(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_exit_code_stays_that_of_the_signal() -> None:
+    with pytest.raises(SystemExit, match="143"), signals_end():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit:
+            raise SystemExit(1) from None  # as `ray.get` does
+    with pytest.raises(SystemExit, match="2"), signals_end():
+        raise SystemExit(2)
+
+
 def test_the_outermost_file_takes_the_request(tmp_path: Path) -> None:
     with signals_ask(tmp_path / "run"), signals_ask(tmp_path / "start"):
         os.kill(os.getpid(), signal.SIGTERM)
