@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+
+from prismrec.cluster.network import free_port
 
 DEADLINE_S = 180.0
 """Seconds in which the server must answer."""
@@ -26,9 +27,7 @@ class MlflowServer:
     """
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port("127.0.0.1")
         self.uri = f"http://127.0.0.1:{self.port}"
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None

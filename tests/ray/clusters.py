@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prismrec.cluster.network import free_port
 from tests.ray import commands
 
 DEADLINE_S = 400
@@ -66,17 +66,10 @@ class Machine:
         return (self.state / "auth_token").read_text()
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def cluster(machine: Machine, workers: int, host: str | None = None) -> Iterator[Machine]:
     """A node while the context lasts, on loopback if no address is given."""
-    where = ["--port", str(free_port()), "--dashboard-port", str(free_port())]
+    where = ["--port", str(free_port("127.0.0.1")), "--dashboard-port", str(free_port("127.0.0.1"))]
     where += ["--host", host] if host else []
     done = machine.run("cluster", "up", "--workers", str(workers), *where, "--json")
     try:

@@ -20,12 +20,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from prismrec.cluster import state
+from prismrec.cluster.network import free_port
 from prismrec.config.train import TrackingSection
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
 from tests.ray.commands import PROGRAM, await_, environment
 from tests.unit.serving.world import make_world, random_raw
-from tests.unit.serving_http.server import Client, free_port
+from tests.unit.serving_http.server import Client
 from tests.unit.serving_http.test_requests import BODIES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -71,7 +72,7 @@ def register(uri: str, home: Path, version: int) -> None:
 
 
 def start(home: Path, uri: str, *arguments: str) -> Running:
-    port = free_port()
+    port = free_port("127.0.0.1")
     printed = home / f"serve-{port}.log"
     command = [PROGRAM, "serve", "models:/ctr@champion", "--tracking-uri", uri]
     command += ["--port", str(port), "--watch-seconds", "0.2", *arguments]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prismrec.cli.main import main
+from tests.helpers.command import run
 
 PROGRAM = Path(sys.executable).with_name("prismrec")
 ROWS, GROUP_ROWS = 320, 40
@@ -85,12 +85,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "small.toml").write_text(RECIPE)
     write(tmp_path / "data")
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return left.value.code if isinstance(left.value.code, int) else 0
 
 
 @pytest.fixture

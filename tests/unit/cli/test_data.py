@@ -8,21 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prismrec.cli.main import main
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command sets for its child processes must not reach the next test."""
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
-def _run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(each) for each in arguments])
-    code = left.value.code
-    return code if isinstance(code, int) else 0
+from tests.helpers.command import run
 
 
 @pytest.fixture
@@ -40,7 +26,7 @@ def test_synth_writes_the_rows_and_says_nothing_on_stdout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "world"
-    assert _run("data", "synth", out, "--rows", "300", "--days", "2", "--seed", "3") == 0
+    assert run("data", "synth", out, "--rows", "300", "--days", "2", "--seed", "3") == 0
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "300 rows over 2 days" in captured.err
@@ -53,17 +39,17 @@ def test_synth_replaces_a_world_only_where_it_is_told_to(
 ) -> None:
     out = tmp_path / "world"
     given = ("data", "synth", out, "--days", "1", "--rows")
-    assert _run(*given, "64") == 0
+    assert run(*given, "64") == 0
     capsys.readouterr()
-    assert _run(*given, "80") == 2
+    assert run(*given, "80") == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "a data set lies here already; remove it, have it overwritten, or choose" in told
     assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 64
-    assert _run(*given, "80", "--overwrite") == 0
+    assert run(*given, "80", "--overwrite") == 0
     assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 80
     (out / "_truth/truth.json").unlink()  # any other data set
     capsys.readouterr()
-    assert _run(*given, "64", "--overwrite") == 2
+    assert run(*given, "64", "--overwrite") == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "a data set lies here already that is no synthetic world" in told
     assert sum(pq.read_metadata(path).num_rows for path in out.glob("*.parquet")) == 80
@@ -71,25 +57,25 @@ def test_synth_replaces_a_world_only_where_it_is_told_to(
 
 def test_synth_turns_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("data", "synth", tmp_path / "world", "--rows", "2000", "--days", "1")
-    assert _run(*given, "--option", "opposed_share=1", "--option", "like_bias=-30") == 0
+    assert run(*given, "--option", "opposed_share=1", "--option", "like_bias=-30") == 0
     rows = pa.concat_tables(map(pq.read_table, (tmp_path / "world").glob("part-*.parquet")))
     assert len(rows) == 2_000
     assert not rows["like"].to_numpy().any()
     truth = json.loads((tmp_path / "world" / "_truth" / "truth.json").read_text())
     assert (truth["opposed_share"], truth["like_bias"], truth["finish_bias"]) == (1.0, -30.0, -1.2)
     capsys.readouterr()
-    assert _run(*given, "--option", "opposed=1") == 2
+    assert run(*given, "--option", "opposed=1") == 2
     assert "did you mean 'opposed_share'" in capsys.readouterr().err
-    assert _run(*given, "--option", "num_users=1.5") == 2
+    assert run(*given, "--option", "num_users=1.5") == 2
     assert "num_users is a whole number, got '1.5'" in capsys.readouterr().err
 
 
 def test_synth_refuses_what_it_cannot_make(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("data", "synth", tmp_path / "world", "--rows", "3") == 2
+    assert run("data", "synth", tmp_path / "world", "--rows", "3") == 2
     assert "too few" in capsys.readouterr().err
-    assert _run("data", "synth", tmp_path / "world", "--rows", "0") == 2
+    assert run("data", "synth", tmp_path / "world", "--rows", "0") == 2
     assert not (tmp_path / "world").exists()
 
 
@@ -98,23 +84,23 @@ def test_prepare_hands_its_options_to_the_adapter(
 ) -> None:
     out = tmp_path / "prepared"
     options = ("--source", shop, "--out", out, "--delimiter", "\\t", "--min-count", "2")
-    assert _run("data", "prepare", "csv", *options) == 0
+    assert run("data", "prepare", "csv", *options) == 0
     assert "shop: 2 columns are in" in capsys.readouterr().err
     table = pq.read_table(next(out.glob("*.parquet")))
     assert table["label"].to_pylist() == [1, 0, 0]
     users = table["user"].to_pylist()
     assert users[0] == users[2] != users[1]  # bob is rarer than twice, so unknown
-    assert _run("data", "prepare", "csv", *options) == 2
-    assert _run("data", "prepare", "csv", *options, "--overwrite") == 0
+    assert run("data", "prepare", "csv", *options) == 2
+    assert run("data", "prepare", "csv", *options, "--overwrite") == 0
 
 
 def test_prepare_names_what_is_wrong(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = ("--source", shop, "--out", tmp_path / "prepared")
-    assert _run("data", "prepare", "frape", *places) == 2
+    assert run("data", "prepare", "frape", *places) == 2
     assert "did you mean 'frappe'?" in capsys.readouterr().err
-    assert _run("data", "prepare", "csv", *places, "--delimiter", "ab") == 2
+    assert run("data", "prepare", "csv", *places, "--delimiter", "ab") == 2
     assert "--delimiter: must be one character" in capsys.readouterr().err
     assert not (tmp_path / "prepared").exists()
 
@@ -124,14 +110,14 @@ def test_inspect_shows_the_columns_and_the_shares_of_ranks(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "prepared"
-    _run("data", "prepare", "csv", "--source", shop, "--out", out, "--delimiter", "tab")
+    run("data", "prepare", "csv", "--source", shop, "--out", out, "--delimiter", "tab")
     capsys.readouterr()
-    assert _run("data", "inspect", out, "--world-size", "2", "--lanes", "2") == 0
+    assert run("data", "inspect", out, "--world-size", "2", "--lanes", "2") == 0
     text = capsys.readouterr().out
     assert "0.3333 are 1" in text
     assert "2 of 2 ids, 0 unknown" in text
     assert "1 lanes each; rows by rank: 2, 1" in text
-    assert _run("data", "inspect", out, "--json") == 0
+    assert run("data", "inspect", out, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["rows"] == 3
     assert facts["columns"]["user"]["distinct"] == 2
@@ -173,13 +159,13 @@ def test_vocabulary_counts_the_rows_that_are_asked_for(
 ) -> None:
     out = world.parent / "list.parquet"
     asked = ("data", "vocabulary", world, "--column", "item", "--out", out)
-    assert _run(*asked, "--where", "day <= 1", "--min-count", "2") == 0
+    assert run(*asked, "--where", "day <= 1", "--min-count", "2") == 0
     assert "4 of 8 ids, which are 75.00% of all values, are in" in capsys.readouterr().err
     # Day 0 has each id once, day 1 each of 0 to 3 twice.
     assert pq.read_table(out).to_pydict() == {"id": [0, 1, 2, 3], "count": [3, 3, 3, 3]}
-    assert _run(*asked) == 2
+    assert run(*asked) == 2
     assert "already there; --overwrite replaces it" in capsys.readouterr().err
-    assert _run(*asked, "--where", "day == 2", "--overwrite") == 0
+    assert run(*asked, "--where", "day == 2", "--overwrite") == 0
     assert pq.read_table(out)["id"].to_pylist() == list(range(0, 80, 10))
 
 
@@ -188,17 +174,17 @@ def test_vocabulary_takes_everything_from_a_recipe(
 ) -> None:
     out = world.parent / "lists" / "list.parquet"
     recipe = write_recipe(world, ids=f'{{ kind = "vocabulary", path = "{out}", min_count = 2 }}')
-    assert _run("data", "vocabulary", "--recipe", recipe) == 0
+    assert run("data", "vocabulary", "--recipe", recipe) == 0
     assert pq.read_table(out)["id"].to_pylist() == list(range(8))
     capsys.readouterr()
     for wrong in ((world,), ("--column", "item"), ("--out", out), ("--where", "day == 1")):
-        assert _run("data", "vocabulary", "--recipe", recipe, *wrong) == 2
+        assert run("data", "vocabulary", "--recipe", recipe, *wrong) == 2
         assert "--recipe says what to read and write" in capsys.readouterr().err
-    assert _run("data", "vocabulary", world, "--column", "item") == 2
+    assert run("data", "vocabulary", world, "--column", "item") == 2
     assert "name either DIR, --column and --out, or --recipe" in capsys.readouterr().err
-    assert _run("data", "vocabulary", "--recipe", recipe, "--table", "itme") == 2
+    assert run("data", "vocabulary", "--recipe", recipe, "--table", "itme") == 2
     assert "did you mean 'item'?" in capsys.readouterr().err
-    assert _run("data", "collisions", recipe, "--json") == 0
+    assert run("data", "collisions", recipe, "--json") == 0
     table = json.loads(capsys.readouterr().out)[0]
     assert (table["kind"], table["rows"], table["unknown_values"]) == ("vocabulary", 4, 4)
 
@@ -208,12 +194,12 @@ def test_collisions_shows_what_a_hash_makes_of_the_ids(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     recipe = write_recipe(world, ids='"hash"', rows="rows = 1")
-    assert _run("data", "collisions", recipe) == 0
+    assert run("data", "collisions", recipe) == 0
     line = capsys.readouterr().out.splitlines()[-2]
     assert [cell.strip() for cell in line.strip("│┃").split("│")] == [
         "item", "hash", "1", "100.00%", "8", "100.00%", "100.00%", "0.00%"
     ]  # fmt: skip
-    assert _run("data", "collisions", recipe, "embedding.tables.item.rows=1000000", "--json") == 0
+    assert run("data", "collisions", recipe, "embedding.tables.item.rows=1000000", "--json") == 0
     table = json.loads(capsys.readouterr().out)[0]
     assert (table["ids"], table["sharing"], table["values"]) == (8, 0, 16)
 
@@ -221,7 +207,7 @@ def test_collisions_shows_what_a_hash_makes_of_the_ids(
 def test_inspect_says_which_lanes_work(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("data", "inspect", tmp_path, "--world-size", "3") == 2
+    assert run("data", "inspect", tmp_path, "--world-size", "3") == 2
     assert "9 lanes work" in capsys.readouterr().err
-    assert _run("data", "inspect", tmp_path / "nowhere") == 2
+    assert run("data", "inspect", tmp_path / "nowhere") == 2
     assert "nowhere" in capsys.readouterr().err

@@ -12,22 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prismrec.cli.main import main
 from prismrec.config.train import TrackingSection
 from prismrec.jobs import explore
 from prismrec.serving.exploration import Explorer
 from prismrec.serving.inference import InferenceModel
+from tests.helpers.command import run
 from tests.unit.serving.world import SCHEMA, make_world, random_raw
 
 Captured = pytest.CaptureFixture[str]
 ROWS = 120
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(each) for each in arguments])
-    code = left.value.code
-    return code if isinstance(code, int) else 0
 
 
 @pytest.fixture

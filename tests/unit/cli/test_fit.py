@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prismrec.cli.main import main
 from prismrec.config import load
 from prismrec.data.encode.tables import encoders_of
 from prismrec.data.source import open_data
+from tests.helpers.command import run
 from tests.unit.data import small
 
 RECIPE = """
@@ -32,17 +32,8 @@ label = "click"
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a command sets for its child processes must not reach the next test."""
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def _run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(each) for each in arguments])
-    return left.value.code if isinstance(left.value.code, int) else 0
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_file_that_the_recipe_names_is_written(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("data", "fit", recipe) == 0
+    assert run("data", "fit", recipe) == 0
     captured = capsys.readouterr()
     assert "price" in captured.out
     assert "cheap" not in captured.out, "it needs no statistics"
@@ -68,7 +59,7 @@ def test_the_file_that_the_recipe_names_is_written(
     assert (found["where"], found["rows"], list(found["numbers"])) == (["key < 60"], 60, ["price"])
     assert found["numbers"]["price"]["most"] == 29.5
     assert len(encoders_of(loaded, open_data(loaded.data.path).schema)) == 1 + 3 + 1
-    assert _run("data", "fit", recipe) == 2
+    assert run("data", "fit", recipe) == 2
     assert "numbers.json: already there; --overwrite replaces it" in capsys.readouterr().err
 
 
@@ -77,9 +68,9 @@ def test_other_places_rows_and_forms(
 ) -> None:
     out = tmp_path / "far" / "other.json"
     wide = 'data.splits.train=["key < 100"]'
-    assert _run("data", "fit", recipe, wide, "--out", out, "--json") == 0
+    assert run("data", "fit", recipe, wide, "--out", out, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text())
     assert printed["numbers"]["price"]["most"] == 49.5
-    assert _run("data", "fit", recipe, "features.statistics=s3://there/x.json") == 2
+    assert run("data", "fit", recipe, "features.statistics=s3://there/x.json") == 2
     assert "--out: features.statistics names no local file" in capsys.readouterr().err

@@ -12,9 +12,10 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from prismrec.cli.main import app, main
+from prismrec.cli.main import app
 from prismrec.cluster import doctor
 from prismrec.cluster.doctor import Check
+from tests.helpers.command import run
 
 RECIPE = """
 name = "small"
@@ -29,25 +30,11 @@ name = "dcnv2"
 HEAVY = ("torch", "torchrec", "fbgemm_gpu", "ray", "mlflow", "pyarrow", "numpy", "matplotlib")
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command sets for its child processes must not reach the next test."""
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(RECIPE)
     return path
-
-
-def _run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    code = left.value.code
-    return code if isinstance(code, int) else 0
 
 
 def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -86,21 +73,21 @@ except SystemExit as left:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("--version") == 0
+    assert run("--version") == 0
     assert capsys.readouterr().out == "prismrec 0.1.0\n"
 
 
 def test_a_wrong_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("doctr") == 2
+    assert run("doctr") == 2
     assert "Did you mean 'doctor'?" in capsys.readouterr().err
 
 
 def test_a_users_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("config", "nowhere.toml") == 2
+    assert run("config", "nowhere.toml") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: nowhere.toml: no such recipe file\n"
-    assert _run("--verbose", "config", "nowhere.toml") == 2
+    assert run("--verbose", "config", "nowhere.toml") == 2
     verbose = capsys.readouterr().err
     assert verbose.startswith("Traceback")
     assert verbose.endswith("error: nowhere.toml: no such recipe file\n")
@@ -113,10 +100,10 @@ def test_a_failure_of_ours_is_one_line(
         raise RuntimeError("wires [crossed]")
 
     monkeypatch.setattr(doctor, "run_checks", fail)
-    assert _run("doctor") == 1
+    assert run("doctor") == 1
     expected = "error: RuntimeError: wires [crossed] (prismrec --verbose COMMAND shows where)"
     assert [line for line in capsys.readouterr().err.splitlines() if line.strip()][-1] == expected
-    assert _run("--verbose", "doctor") == 1
+    assert run("--verbose", "doctor") == 1
     assert "in fail" in capsys.readouterr().err
 
 
@@ -125,7 +112,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "run_checks", interrupt)
-    assert _run("doctor") == 130
+    assert run("doctor") == 130
 
 
 def test_doctor_prints_fixes_and_fails_with_1(
@@ -137,11 +124,11 @@ def test_doctor_prints_fixes_and_fails_with_1(
         Check("bad", "fail", "broken [x]", "mend it"),
     ]
     monkeypatch.setattr(doctor, "run_checks", lambda: checks)
-    assert _run("doctor") == 1
+    assert run("doctor") == 1
     out = capsys.readouterr().out
     assert "broken [x]" in out
     assert out.endswith("What to do\nslow: get more\nbad: mend it\n")
-    assert _run("doctor", "--json") == 1
+    assert run("doctor", "--json") == 1
     assert json.loads(capsys.readouterr().out)[2] == {
         "name": "bad",
         "status": "fail",
@@ -149,17 +136,17 @@ def test_doctor_prints_fixes_and_fails_with_1(
         "fix": "mend it",
     }
     monkeypatch.setattr(doctor, "run_checks", lambda: checks[:2])
-    assert _run("doctor") == 0
+    assert run("doctor") == 0
 
 
 def test_config_prints_the_resolved_recipe(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("config", str(recipe), "train.steps=5", "model.hidden=[8]") == 0
+    assert run("config", str(recipe), "train.steps=5", "model.hidden=[8]") == 0
     text = tomllib.loads(capsys.readouterr().out)
     assert (text["train"]["steps"], text["model"]["hidden"]) == (5, [8])
     assert text["embedding"]["optimizer"]["learning_rate"] == 0.05
-    assert _run("config", str(recipe), "train.steps=5", "model.hidden=[8]", "--json") == 0
+    assert run("config", str(recipe), "train.steps=5", "model.hidden=[8]", "--json") == 0
     tree = json.loads(capsys.readouterr().out)
     assert tree["train"]["steps"] == 5
     assert tree["train"]["clip_norm"] is None
@@ -169,7 +156,7 @@ def test_config_tells_every_problem_at_once(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = ("train.stepz=5", "embedding.dim=6", "oops", "model.dropout=2.0", "data.order='up'")
-    assert _run("config", str(recipe), *wrong) == 2
+    assert run("config", str(recipe), *wrong) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"error: {recipe}:"
     assert len(lines) == 6
@@ -177,8 +164,8 @@ def test_config_tells_every_problem_at_once(
 
 
 def test_config_needs_a_recipe_or_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("config") == 2
+    assert run("config") == 2
     assert "RECIPE is missing" in capsys.readouterr().err
-    assert _run("config", "--docs") == 0
+    assert run("config", "--docs") == 0
     root = Path(__file__).resolve().parents[3]
     assert capsys.readouterr().out == (root / "docs/recipes.md").read_text()

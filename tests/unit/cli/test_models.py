@@ -13,30 +13,16 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from prismrec.cli.main import main
 from prismrec.config.train import TrackingSection
 from prismrec.jobs import export
 from prismrec.serving.inference import InferenceModel
 from prismrec.tracking.registry import Registry
 from prismrec.tracking.run import MlflowTracker
+from tests.helpers.command import run
 from tests.unit.serving.world import RAW, SCHEMA, make_world, random_raw
 
 Captured = pytest.CaptureFixture[str]
 TAGS = {"data": "rows", "data_fingerprint": "f00"}
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command sets for its child processes must not reach the next test."""
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(each) for each in arguments])
-    code = left.value.code
-    return code if isinstance(code, int) else 0
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from prismrec.cli.main import main
 from prismrec.data.schema import Column, DataSchema
 from prismrec.data.world import write_world
+from tests.helpers.command import run
 from tests.helpers.source_tree import ROOT
 
 Captured = pytest.CaptureFixture[str]
@@ -55,13 +55,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _ROWS = {"user": 10**6 - 1, "item": 10**5 - 1, "tag": 9}
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    code = left.value.code
-    return code if isinstance(code, int) else 0
 
 
 def document(capsys: Captured, *arguments: str, code: int = 0) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from prismrec.cluster.network import free_port
 from prismrec.serving.http.endpoint import build_endpoint
 from prismrec.serving.http.metrics import ServerMetrics
 from prismrec.serving.scorer import Outcome, Request, Scorer
@@ -82,13 +82,6 @@ class Client:
         return self.ask(path, json.dumps(document).encode())
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def served(scorer: Scorer) -> Iterator[Client]:
     """A server with the token, until the context ends."""
@@ -99,7 +92,7 @@ def served(scorer: Scorer) -> Iterator[Client]:
         return (await asyncio.to_thread(scorer.score, [request]))[0]
 
     digest = hashlib.sha256(TOKEN.encode()).digest()
-    port = free_port()
+    port = free_port("127.0.0.1")
     config = uvicorn.Config(
         build_endpoint(scorer, score, metrics, digest), port=port, log_level="error"
     )

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
+from prismrec.cluster.network import free_port
 from prismrec.config import UserError
 from prismrec.config.train import TrackingSection
 from prismrec.serving.inference import InferenceModel
@@ -208,9 +208,7 @@ def _check_predictions(model: mlflow.pyfunc.PyFuncModel) -> None:
 def served(section: TrackingSection, tmp_path: Path) -> Iterator[str]:
     """Address of `mlflow models serve` on the registered champion."""
     register(section, tmp_path / "a", auc=0.7)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/ctr@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     environment = {
